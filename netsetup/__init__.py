@@ -1,0 +1,1 @@
+"""What the network must be: frames, links, announcements. Knows nothing of qmigrate."""

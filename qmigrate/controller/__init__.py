@@ -1,0 +1,1 @@
+"""The head: inventory, sessions, plans, one migration watched."""

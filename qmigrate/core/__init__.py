@@ -1,0 +1,1 @@
+"""Decisions: pure functions on plain data. Standard library only, no I/O, no clock."""

@@ -1,0 +1,1 @@
+"""Hosts made of namespaces on this machine, to try everything for real."""

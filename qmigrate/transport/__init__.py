@@ -1,0 +1,1 @@
+"""Bytes from agent to agent."""
