@@ -148,18 +148,23 @@ def make_codec() -> cattrs.Converter:
     codec = make_converter(forbid_extra_keys=True)
     for kind in (str, int, float, bool):
         codec.register_structure_hook(kind, _exactly(kind))
-    codec.register_structure_hook_factory(lambda cls: get_origin(cls) is tuple, _tuple_hook)
+    codec.register_structure_hook_factory(_is_tuple, _tuple_hook)
     return codec
 
 
-def _tuple_hook(cls: Any, converter: cattrs.BaseConverter) -> Callable[[Any, Any], Any]:
+def _is_tuple(cls: Any) -> bool:
+    origin: object = get_origin(cls)
+    return origin is tuple
+
+
+def _tuple_hook(cls: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
     """Refuse what merely can be iterated: a string would become a tuple of its letters."""
     kinds = get_args(cls)
     homogenous = len(kinds) == 2 and kinds[1] is Ellipsis
     inner = homogenous_tuple_structure_factory(cls, converter) if homogenous else None
 
     def hook(value: Any, _: Any) -> Any:
-        if type(value) is not list:
+        if type(value) not in (list, tuple):  # tuple: before json has turned it into a list
             raise TypeError(f"expected a list, got {type(value).__name__} {value!r:.40}")
         if inner:
             return inner(value, cls)
