@@ -209,3 +209,16 @@ class Finding:
     host: str
     message: str
     fix: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostSpec:
+    """How the controller reaches a host and what the inventory says of it."""
+
+    name: str  # as the user calls it
+    ssh: str | None  # ssh destination, "[user@]host" or "ssh://…"; None: this machine, no SSH
+    ssh_config: str | None = None  # as `ssh -F`; None: the user's own
+    python: str | None = None  # interpreter there; None: the newest of python3.x found
+    sudo: bool = True  # use `sudo -n` when the login is not root
+    migration_addresses: tuple[str, ...] = ()  # tried first by the link
+    port_range: tuple[int, int] | None = None  # first and last port that the link may listen on
