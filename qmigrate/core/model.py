@@ -222,3 +222,18 @@ class HostSpec:
     sudo: bool = True  # use `sudo -n` when the login is not root
     migration_addresses: tuple[str, ...] = ()  # tried first by the link
     port_range: tuple[int, int] | None = None  # first and last port that the link may listen on
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """News of a job on its way, as a view shows it; what is not known is None."""
+
+    phase: str  # DESIGN §6: "connect" first
+    percent: float | None
+    transferred_bytes: int | None
+    remaining_bytes: int | None
+    rate_bps: float | None  # bytes/s, as all `_bps`
+    dirty_rate_bps: float | None
+    passes: int | None  # walks over dirty RAM, QMP `dirty-sync-count`
+    elapsed_s: float  # since the job's start, on the reporter's clock
+    text: str | None  # a sentence for people
