@@ -15,6 +15,10 @@
     │   ├── AgentStartError          no python3, too old, cache unusable, payload damaged
     │   ├── AgentLostError           the agent's connection ended
     │   ├── ProtocolError            the other side speaks another language
+    │   ├── LinkError                the link between the two agents
+    │   │   ├── LinkUnreachableError     no way from agent to agent; names address, port and rule
+    │   │   ├── LinkRefusedError         the peer is there and will not: other version, other job
+    │   │   └── LinkBrokenError          it ended; whether the last messages arrived is unknown
     │   └── MonitorError             a QEMU's monitor
     │       ├── MonitorUnreachableError   nothing listens at the socket
     │       ├── MonitorBusyError          connected, no greeting: another client holds it
@@ -142,6 +146,22 @@ class AgentLostError(HostError):
 
 class ProtocolError(HostError):
     """A message that cannot be understood."""
+
+
+class LinkError(HostError):
+    """Something about the link between the two agents."""
+
+
+class LinkUnreachableError(LinkError):
+    """Neither agent could reach the other within the deadline."""
+
+
+class LinkRefusedError(LinkError):
+    """The peer proved who it is, and the two cannot work together."""
+
+
+class LinkBrokenError(LinkError):
+    """The link ended; whether the messages sent last have arrived is unknown."""
 
 
 class MonitorError(HostError):

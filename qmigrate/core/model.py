@@ -237,3 +237,45 @@ class Progress:
     passes: int | None  # walks over dirty RAM, QMP `dirty-sync-count`
     elapsed_s: float  # since the job's start, on the reporter's clock
     text: str | None  # a sentence for people
+
+
+class Side(StrEnum):
+    """A host's role in one job."""
+
+    SOURCE = "source"
+    DESTINATION = "destination"
+
+    @property
+    def other(self) -> "Side":
+        """Return the peer's side."""
+        return Side.DESTINATION if self is Side.SOURCE else Side.SOURCE
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where the link can be dialled: a numeric IPv4 or IPv6 address and a TCP port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A stretch of a job's time (DESIGN §6); `start_s` counts from the job's first mark."""
+
+    name: str
+    start_s: float
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """What the network saw of a move, measured from outside with numbered probes."""
+
+    lost_ms: float | None  # span of the probes that were never answered
+    lost_probes: int | None
+    longest_gap_ms: float | None  # between two answers
+    noise_floor_ms: float | None  # longest gap of a control period without a move
