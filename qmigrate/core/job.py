@@ -8,19 +8,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from qmigrate.core.errors import Problem
-from qmigrate.core.model import Finding, ProcessFacts, Progress, RunState, Shape
+from qmigrate.core.model import Address, Finding, ProcessFacts, Progress, RunState, Shape, Side
 from qmigrate.core.secret import Identity
 
 RUN_DIRECTORY = "/run/qmigrate"
 LOG_DIRECTORY = "/var/log/qmigrate"
 CACHE_DIRECTORY = "/var/cache/qmigrate"
-
-
-class Side(StrEnum):
-    """The two roles in a job."""
-
-    SOURCE = "source"
-    DESTINATION = "destination"
 
 
 class Mode(StrEnum):
@@ -111,7 +104,7 @@ class SourceSpec:
     monitor: str
     taps: tuple[str, ...]  # interfaces of the guest, for address learning and clean-up
     tag: str
-    peer_addresses: tuple[tuple[str, int], ...]  # where the destination listens
+    peer_addresses: tuple[Address, ...]  # where the destination listens
     unit: str | None = None  # stop this unit instead of `quit`
 
 
