@@ -1,0 +1,137 @@
+"""Directories of ours on a host: every component owned by root, opened without following a link.
+
+::
+
+    /run/qmigrate/             0711  so that a guest's own user can reach its own directory
+    ├── jobs/<job>/            0700  journal, door
+    ├── locks/                 0700
+    └── guests/                0711
+        └── <guest's id>/      0700  the guest's user: its monitor, console sockets, pid file
+    /var/log/qmigrate/<job>/   0700  what agents and QEMU said, the report
+    /var/cache/qmigrate/       0700  the agent itself, answers worth keeping
+"""
+
+import os
+import shutil
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from qmigrate.core.errors import HostError
+from qmigrate.core.job import LOG_DIRECTORY, RUN_DIRECTORY
+
+
+def secure_directory(path: str, *, mode: int = 0o700) -> Path:
+    """Make `path` and what is missing above it; return it once every component is safe.
+
+    Components below the first one that we would have to make are made with `mode`. A component is
+    safe when root owns it and nobody else may write there.
+
+    Raises:
+        HostError: a component is a link, belongs to someone else or cannot be made.
+    """
+    here = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    seen = ""
+    try:
+        for part in Path(path).parts[1:]:
+            seen += f"/{part}"
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            try:
+                below = os.open(part, flags, dir_fd=here)
+            except FileNotFoundError:
+                os.mkdir(part, mode, dir_fd=here)
+                below = os.open(part, flags, dir_fd=here)
+                os.fchmod(below, mode)  # whatever the umask says
+            os.close(here)
+            here = below
+            _check(seen, os.fstat(here))
+    except OSError as exc:
+        raise HostError(
+            f"{seen} cannot be used: {exc.strerror}",
+            next_step=f"look at it: ls -ld {seen}",
+        ) from exc
+    finally:
+        os.close(here)
+    return Path(path)
+
+
+def _check(path: str, facts: os.stat_result) -> None:
+    # Debian's /var/log is root's alone, Ubuntu's lets the group syslog write: above ours that may be.
+    others = stat.S_IWOTH if "/qmigrate" not in path else stat.S_IWGRP | stat.S_IWOTH
+    loose = facts.st_mode & others and not facts.st_mode & stat.S_ISVTX
+    if facts.st_uid != 0 or loose:
+        raise HostError(
+            f"{path} is not used: it belongs to user {facts.st_uid} with mode "
+            f"{stat.S_IMODE(facts.st_mode):04o}, so others could change what is in it",
+            next_step=f"move it away, or make it root's own: chown root {path}; chmod go-w {path}",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class JobPlaces:
+    """Where one job keeps its things on this host."""
+
+    job: str
+
+    @property
+    def directory(self) -> Path:
+        """The job's run directory."""
+        return Path(RUN_DIRECTORY, "jobs", self.job)
+
+    @property
+    def journal(self) -> Path:
+        """See `agent.journal`."""
+        return self.directory / "journal"
+
+    @property
+    def door(self) -> Path:
+        """The socket by which later sessions reach the job's agent."""
+        return self.directory / "door"
+
+    @property
+    def logs(self) -> Path:
+        """What stays after the job."""
+        return Path(LOG_DIRECTORY, self.job)
+
+    def make(self) -> None:
+        """Make the directories; raise `HostError` if the job is already here."""
+        secure_directory(RUN_DIRECTORY, mode=0o711)
+        secure_directory(f"{RUN_DIRECTORY}/jobs")
+        secure_directory(LOG_DIRECTORY)
+        try:
+            self.directory.mkdir(mode=0o700)
+        except FileExistsError:
+            raise HostError(f"job {self.job} is already on this host") from None
+        secure_directory(str(self.logs))
+
+    def remove(self) -> None:
+        """Remove the run directory; the logs stay."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+        for above in (self.directory.parent, Path(RUN_DIRECTORY, "locks")):
+            _remove_if_empty(above)
+        _remove_if_empty(Path(RUN_DIRECTORY))
+
+
+def guest_directory(tag: str, *, uid: int, gid: int) -> Path:
+    """Make the run directory of the guest called `tag`, its user's own; return its path."""
+    secure_directory(RUN_DIRECTORY, mode=0o711)
+    secure_directory(f"{RUN_DIRECTORY}/guests", mode=0o711)
+    path = Path(RUN_DIRECTORY, "guests", tag)
+    path.mkdir(mode=0o700, exist_ok=True)
+    os.chown(path, uid, gid, follow_symlinks=False)
+    return path
+
+
+def remove_guest_directory(tag: str) -> None:
+    """Remove the run directory of a guest that has left this host."""
+    path = Path(RUN_DIRECTORY, "guests", tag)
+    shutil.rmtree(path, ignore_errors=True)
+    _remove_if_empty(path.parent)
+    _remove_if_empty(Path(RUN_DIRECTORY))
+
+
+def _remove_if_empty(path: Path) -> None:
+    try:
+        path.rmdir()
+    except OSError:  # in use by another job, or not there: both are fine
+        return
