@@ -56,7 +56,7 @@ def secure_directory(path: str, *, mode: int = 0o700) -> Path:
 
 
 def _check(path: str, facts: os.stat_result) -> None:
-    # Debian's /var/log is root's alone, Ubuntu's lets the group syslog write: above ours that may be.
+    # Ubuntu lets the group syslog write to /var/log: above what is ours a group may.
     others = stat.S_IWOTH if "/qmigrate" not in path else stat.S_IWGRP | stat.S_IWOTH
     loose = facts.st_mode & others and not facts.st_mode & stat.S_ISVTX
     if facts.st_uid != 0 or loose:
