@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TextIO
 
-from qmigrate.core.errors import Problem, UsageError
+from qmigrate.core.errors import Problem
 
 
 def printable(text: str) -> str:
@@ -80,14 +80,15 @@ class Output:
         self.json = json
         self.stdout = stdout or sys.stdout
         self.stderr = stderr or sys.stderr
+        self.failed = False
         self.color = color and not os.environ.get("NO_COLOR")
 
     def write(self, text: str) -> None:
         """Write to stdout.
 
         A reader that has left (``| head``) is no reason to fail, let alone to stop a migration:
-        the rest is dropped in silence. Raises `UsageError` when stdout cannot take it, as on a
-        full disk.
+        the rest is dropped in silence. Where stdout cannot take it, as on a full disk, that is
+        said on stderr and kept in `failed`, which becomes the exit code if all else went well.
         """
         try:
             self.stdout.write(text)
@@ -96,7 +97,9 @@ class Output:
             silence(self.stdout)
         except OSError as exc:
             silence(self.stdout)
-            raise UsageError(f"cannot write to standard output: {exc.strerror}") from exc
+            self.failed = True
+            what = f"standard output could not be written: {exc.strerror}"
+            self.problem(Problem("incomplete", what))
 
     def say(self, line: str) -> None:
         """Write one line for people to stderr; if nobody can be told, go on."""
@@ -115,9 +118,13 @@ class Output:
         """Write lines of results to stdout."""
         self.write("".join(printable(line) + "\n" for line in lines))
 
+    def fits_to_terminal(self) -> bool:
+        """Tell whether a table will be cut to a terminal's width."""
+        return is_terminal(self.stdout)
+
     def table(self, table: Table) -> None:
         """Write `table`: fitted to a terminal, tab-separated and whole in a pipe."""
-        if not is_terminal(self.stdout):
+        if not self.fits_to_terminal():
             self.write(tab_separated(table))
             return
         self.write(fitted(table, stream=self.stdout, color=self.color))

@@ -1,0 +1,94 @@
+"""What runs on several hosts: all asked side by side; one that fails hides no other."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import trio
+
+from qmigrate.agent.protocol import GuestList, ListGuests
+from qmigrate.core.errors import Problem, QmigrateError, UnreachableError
+from qmigrate.core.model import Guest, HostSpec
+
+# Logins and monitors have deadlines of their own, which give better reasons. This one is for a host
+# that answers each step just in time: nobody waits longer for a list.
+HOST_DEADLINE_S = 90.0
+
+
+class Asked(Protocol):
+    """What is needed of `controller.remote.Agent`."""
+
+    async def call(self, request: Any, /) -> Any: ...  # noqa: D102
+
+
+Opener = Callable[[HostSpec], AbstractAsyncContextManager[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A part of the time that a host took."""
+
+    name: str
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class HostAnswer:
+    """What one host said: guests, or the problem."""
+
+    host: HostSpec
+    guests: tuple[Guest, ...]
+    problem: Problem | None
+    exit_code: int  # of the problem; 0 if there is none
+    steps: tuple[Step, ...]
+
+
+async def survey(hosts: Sequence[HostSpec], open_agent: Opener) -> tuple[HostAnswer, ...]:
+    """Ask every host for its guests; returns an answer a host, in the order given.
+
+    An error of ours on one host becomes its problem; anything else is a defect and is raised.
+    """
+    answers: dict[int, HostAnswer] = {}
+
+    async def ask(index: int, host: HostSpec) -> None:
+        answers[index] = await _ask(host, open_agent)
+
+    async with trio.open_nursery() as nursery:
+        for index, host in enumerate(hosts):
+            nursery.start_soon(ask, index, host)
+    return tuple(answers[index] for index in range(len(hosts)))
+
+
+async def _ask(host: HostSpec, open_agent: Opener) -> HostAnswer:
+    began = trio.current_time()
+    steps: list[Step] = []
+    guests: tuple[Guest, ...] = ()
+    problem: QmigrateError | None = None
+    try:
+        with trio.fail_after(HOST_DEADLINE_S):
+            async with open_agent(host) as agent:
+                opened = trio.current_time()
+                steps.append(Step("connect", opened - began))
+                answer: GuestList = await agent.call(ListGuests())
+                steps.append(Step("ask", trio.current_time() - opened))
+                guests = answer.guests
+    except trio.TooSlowError:
+        problem = UnreachableError(f"no complete answer within {HOST_DEADLINE_S:.0f} s")
+    except BaseExceptionGroup as group:
+        # A nursery of the session's: the error and, at most, what its end did to the other tasks.
+        ours, others = group.split(QmigrateError)
+        if ours is None or others is not None:
+            raise
+        problem = _first(ours)
+    except QmigrateError as exc:
+        problem = exc
+    if problem is None:
+        return HostAnswer(host, guests, None, 0, tuple(steps))
+    problem.at(host=host.name)
+    return HostAnswer(host, (), problem.problem, problem.exit_code, tuple(steps))
+
+
+def _first(group: BaseExceptionGroup[QmigrateError]) -> QmigrateError:
+    inner = group.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
