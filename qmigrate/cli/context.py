@@ -3,9 +3,12 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from qmigrate.cli.render import Output
-from qmigrate.controller.inventory import Inventory, load
+
+if TYPE_CHECKING:
+    from qmigrate.controller.inventory import Inventory
 
 INTERRUPTED = 130  # 128 + SIGINT, as every shell reports it; no migration was under way
 
@@ -49,6 +52,8 @@ class Context:
     debug: bool = False
     interrupts: Interrupts = field(default_factory=Interrupts)
 
-    def inventory(self) -> Inventory:
+    def inventory(self) -> "Inventory":
         """Read the inventory; raises `ConfigError` with every fault in it."""
+        from qmigrate.controller.inventory import load
+
         return load(config=self.config, ssh_config=self.ssh_config)

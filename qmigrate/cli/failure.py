@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePath
 
 from qmigrate.core.errors import Problem, QmigrateError
 
@@ -52,7 +51,7 @@ def _problem(exc: BaseException) -> Problem:
     place = exc.__traceback__
     while place and place.tb_next:
         place = place.tb_next
-    file = PurePath(place.tb_frame.f_code.co_filename).name if place else "?"
+    file = place.tb_frame.f_code.co_filename.rpartition("/")[2] if place else "?"
     line = place.tb_lineno if place else 0
     words = str(exc).splitlines()
     cause = f"{type(exc).__name__}: {words[0]}" if words else type(exc).__name__

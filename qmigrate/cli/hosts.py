@@ -5,7 +5,6 @@ from dataclasses import asdict
 
 from qmigrate.cli.context import Context
 from qmigrate.cli.render import Table
-from qmigrate.controller import inventory
 
 NAME = "hosts"
 HELP = "the hosts of the inventory, as it is written; nothing is asked of them"
@@ -23,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(context: Context, args: argparse.Namespace) -> int:
     """Show the inventory; not under trio, whose import would be felt at every TAB."""
     if args.names and not context.out.json:
+        from qmigrate.controller import inventory
+
         context.out.lines(inventory.names(context.config))
         return 0
     found = context.inventory()

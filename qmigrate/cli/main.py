@@ -5,6 +5,7 @@ Exit codes: DESIGN §6 and `core.errors`. Nothing heavy is imported before a com
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -22,15 +23,11 @@ COMMANDS: tuple[Command, ...] = (list_command, hosts, completion)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; only --debug lets a traceback out."""
     words = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # a test's StringIO
-            # A guest's name must not end the program on a terminal that cannot show it.
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    _prepare_streams()
     options = _options_in(words)
     out = Output(json="--json" in options, color="--no-color" not in options)
     try:
-        code = _run(words, out)
-        return code or (IncompleteError.exit_code if out.failed else 0)
+        return _run(words, out) or (IncompleteError.exit_code if out.failed else 0)
     except SystemExit as exc:  # --help and --version
         return exc.code if isinstance(exc.code, int) else 0
     except BaseException as exc:
@@ -69,6 +66,20 @@ def context_of(args: argparse.Namespace, out: Output) -> Context:
         debug=getattr(args, "debug", False),
         interrupts=Interrupts(),
     )
+
+
+def _prepare_streams() -> None:
+    """Give every standard stream something to write to, and no name that could break it."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            # Closed by the caller (`>&-`): a socket would get its number, and our words.
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_RDWR), fd)
+            setattr(sys, name, open(fd, "r" if fd == 0 else "w", closefd=False))  # noqa: SIM115
+        elif fd and hasattr(stream, "reconfigure"):
+            # A terminal that cannot show a guest's name must not end the program.
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _options_in(words: list[str]) -> list[str]:
