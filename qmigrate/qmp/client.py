@@ -72,7 +72,8 @@ class QmpThread:
             leftover = asyncio.all_tasks(self._loop)
             for task in leftover:
                 task.cancel()
-            self._loop.run_until_complete(asyncio.gather(*leftover, return_exceptions=True))
+            if leftover:
+                self._loop.run_until_complete(asyncio.wait(leftover))
         finally:
             self._loop.close()
 
