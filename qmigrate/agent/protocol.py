@@ -25,7 +25,9 @@ from cattrs.preconf.json import make_converter
 from cattrs.strategies import configure_tagged_union
 
 from qmigrate.core.errors import Problem, ProtocolError
-from qmigrate.core.model import Guest, GuestDetail, HostFacts
+from qmigrate.core.job import JobNote, JobReport, JobSpec
+from qmigrate.core.model import Address, Guest, GuestDetail, HostFacts
+from qmigrate.core.secret import Secret
 
 PROTOCOL = 1
 LINE_LIMIT = 4 * 1024 * 1024  # bytes; the largest honest line is a big guest's GuestDetail
@@ -79,15 +81,165 @@ class Echo:
     """Ask for the same text back: a round trip, for tests and measurement."""
 
     text: str
+    notes: int = 0  # how many times to send it as a note first
 
 
-Request = GetHostFacts | ListGuests | InspectGuest | Echo
+@dataclass(frozen=True, slots=True)
+class ProveDisks:
+    """Leave a nonce file beside each of `paths` while the peer looks for it (DESIGN §7).
+
+    Streams one note, `DiskProofs`, when the nonces are in place; they go when the call is
+    cancelled or the agent ends.
+    """
+
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DiskProof:
+    """An image on one host: its size and inode or device, and the nonce left beside it.
+
+    What is not there or could not be made is None, with the reason in `problem`.
+    """
+
+    path: str
+    nonce: str | None = None  # file name beside the image
+    size_bytes: int | None = None
+    identity: str | None = None  # "inode 4711", "serial WD-…": equal on hosts that share it
+    problem: str | None = None
+    seen: bool | None = None  # in an answer to SeeDisks: the nonce is there
+
+
+@dataclass(frozen=True, slots=True)
+class SeeDisks:
+    """Look for nonces that the peer left, and for the images themselves."""
+
+    proofs: tuple[DiskProof, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DiskProofs:
+    """Answer to `SeeDisks`, note and answer of `ProveDisks`; in the order that was asked."""
+
+    proofs: tuple[DiskProof, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StartJob:
+    """Start one side of a job; answered when it is ready for its peer, or has failed."""
+
+    spec: JobSpec
+
+
+@dataclass(frozen=True, slots=True)
+class JobStarted:
+    """Answer to `StartJob`: where this side listens."""
+
+    addresses: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitReady:
+    """Ask a job's own agent, through its door, to answer `JobStarted` or why not."""
+
+
+@dataclass(frozen=True, slots=True)
+class PointJob:
+    """Tell a job where its peer listens, so that it may dial as well."""
+
+    job: str
+    addresses: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WatchJob:
+    """Follow a job: notes until its `JobReport`; an ended one is answered from its log."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetJob:
+    """Change a running job's limits; None leaves one as it is."""
+
+    job: str
+    downtime_ms: int | None = None
+    max_downtime_ms: int | None = None
+    bandwidth_bps: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CancelJob:
+    """Ask a job to stop: granted until migrate-continue, then answered "being decided"."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Answer to what has no other; `text` says what it came to."""
+
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadLogs:
+    """Ask for what was said in a job on this host."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class LogFile:
+    """One file of a job's logs, its end if it is long."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Logs:
+    """Answer to `ReadLogs`."""
+
+    files: tuple[LogFile, ...]
+
+
+Request = (
+    GetHostFacts
+    | ListGuests
+    | InspectGuest
+    | Echo
+    | ProveDisks
+    | SeeDisks
+    | StartJob
+    | AwaitReady
+    | PointJob
+    | WatchJob
+    | SetJob
+    | CancelJob
+    | ReadLogs
+)
 
 REPLIES: dict[type, type] = {
     GetHostFacts: HostFacts,
     ListGuests: GuestList,
     InspectGuest: GuestDetail,
     Echo: Echo,
+    ProveDisks: DiskProofs,
+    SeeDisks: DiskProofs,
+    StartJob: JobStarted,
+    AwaitReady: JobStarted,
+    PointJob: Done,
+    WatchJob: JobReport,
+    SetJob: Done,
+    CancelJob: Done,
+    ReadLogs: Logs,
+}
+
+NOTES: dict[type, Any] = {  # what the notes of a streaming request are; a union must be tagged
+    Echo: Echo,
+    ProveDisks: DiskProofs,
+    WatchJob: JobNote,
 }
 
 
@@ -149,7 +301,20 @@ def make_codec() -> cattrs.Converter:
     for kind in (str, int, float, bool):
         codec.register_structure_hook(kind, _exactly(kind))
     codec.register_structure_hook_factory(_is_tuple, _tuple_hook)
+    codec.register_structure_hook_func(_is_secret, _structure_secret)
+    codec.register_unstructure_hook_func(_is_secret, Secret.reveal)
     return codec
+
+
+def _is_secret(cls: Any) -> bool:
+    return cls is Secret or get_origin(cls) is Secret
+
+
+def _structure_secret(value: Any, _: Any) -> Secret[str]:
+    """Take a plain string; what came instead is not quoted, as it might be one."""
+    if type(value) is not str:
+        raise TypeError(f"expected a secret string, got {type(value).__name__}")
+    return Secret(value)
 
 
 def _is_tuple(cls: Any) -> bool:
@@ -198,6 +363,30 @@ def parse_json_untrusted(line: bytes, *, limit: int = LINE_LIMIT) -> Any:
         return json.loads(line, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as exc:
         raise ProtocolError(f"not JSON: {line[:80]!r}") from exc
+
+
+class LineSplitter:
+    """Turns chunks of bytes into lines; holds at most one line of `limit` bytes."""
+
+    def __init__(self, *, limit: int = LINE_LIMIT) -> None:
+        self._limit = limit
+        self._rest = bytearray()
+
+    def feed_untrusted(self, chunk: bytes | bytearray) -> list[bytes]:
+        """Return the lines that `chunk` ends, without newlines; `ProtocolError` if too long."""
+        start = len(self._rest)
+        self._rest += chunk
+        end = self._rest.rfind(b"\n", start)
+        lines = [] if end < 0 else bytes(self._rest[:end]).split(b"\n")
+        del self._rest[: end + 1]
+        if max(map(len, lines), default=0) > self._limit or len(self._rest) > self._limit:
+            raise ProtocolError(f"a line of more than the {self._limit} bytes allowed")
+        return lines
+
+    @property
+    def rest(self) -> bytes:
+        """What came after the last newline."""
+        return bytes(self._rest)
 
 
 def _refuse_constant(word: str) -> Any:
