@@ -85,9 +85,7 @@ def uuid_of(line: CommandLine) -> str | None:
     return option.value.lower() if option and option.value else None
 
 
-_VERSIONED = re.compile(
-    r"(pc-q35|pc-i440fx|microvm|pc)-\d+\.\d+|\w[\w-]*-\d+\.\d+(\.\d+)?|.*-rhel.*"
-)
+_VERSIONED = re.compile(r"\w[\w-]*-\d+\.\d+(\.\d+)?|.*-rhel\d.*")
 
 
 def machine_of(line: CommandLine) -> str | None:
