@@ -14,6 +14,7 @@ import tarfile
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import assert_never
 
 from qmigrate.core.errors import UsageError
 from qmigrate.lab.cache import cache_directory
@@ -117,8 +118,8 @@ def _kernel_package(flavour: Flavour, work: Path) -> Path:
         if not shutil.which(tool):
             raise UsageError(
                 f"no {tool} here, and the guest's kernel is Debian's {flavour.package}",
-                next_step=f"fetch that kernel's package (linux-image-6...-{flavour.name}-amd64, not "
-                f"the metapackage), install dpkg, and set {KERNEL_DEB} to the file",
+                next_step=f"fetch the package of that kernel (not the metapackage), install dpkg, "
+                f"and set {KERNEL_DEB} to the file",
             )
     depends = _run("apt-cache", "depends", flavour.package, limit_s=COMMAND_LIMIT_S)
     found = re.search(r"Depends: (linux-image-\S+)", depends)
@@ -215,3 +216,129 @@ def create_disk(path: Path, mib: int = 16) -> Path:
     with path.open("xb") as file:
         file.truncate(mib << 20)
     return path
+
+
+@dataclass(frozen=True, slots=True)
+class NicSpec:
+    """A network card: on the host's tap, or on QEMU's own user network when `tap` is None."""
+
+    mac: str
+    tap: str | None = None
+    user: str = ""  # options of the user network: "hostfwd=tcp:127.0.0.1:5007-:7,…"
+    model: str = "virtio-net-pci"
+
+
+@dataclass(frozen=True, slots=True)
+class LinuxBoot:
+    """What the `linux` guest is told on its kernel's command line."""
+
+    image: LinuxImage
+    ip4: str | None = None  # with prefix length, of the first card
+    ip6: str | None = None
+    gateway4: str | None = None
+    gateway6: str | None = None
+    dirty_mib: int = 0
+    dirty_rate_mib: int = 0  # MiB/s; 0: fill once, then stand still
+    disk_log: bool = False  # keep a checked log on the first virtio disk
+    more: tuple[str, ...] = ()  # other words of the command line: IP4_1=… for a second card
+
+
+@dataclass(frozen=True, slots=True)
+class TinyBoot:
+    """The `tiny` guest, from the file that `qmigrate.lab.tiny.image_path` returns."""
+
+    image: Path
+
+
+@dataclass(frozen=True, slots=True)
+class GuestSpec:
+    """A lab guest as QEMU is to start it."""
+
+    name: str
+    uuid: str
+    boot: LinuxBoot | TinyBoot
+    monitor: str  # path of the QMP socket that QEMU listens on
+    memory_mib: int = 128
+    machine: str = "q35"
+    accelerator: str = "tcg"
+    vcpus: int = 1
+    nics: tuple[NicSpec, ...] = ()
+    disk: str | None = None  # raw image, as a virtio disk with its lock taken
+    console: str | None = None  # path of a unix socket; one client at a time
+    console_log: str | None = None  # file that gets what the console says as well
+    more: tuple[str, ...] = ()  # other arguments of QEMU
+
+
+KERNEL_MIB = (
+    64  # of a linux guest's memory, what kernel, initramfs and workload take (128 - 64: 38)
+)
+
+
+def guest_argv(spec: GuestSpec, *, qemu: str = "qemu-system-x86_64") -> tuple[str, ...]:
+    """Return the command line of QEMU for a lab guest, as a user would have written it.
+
+    Raises `UsageError` when the guest would not fit into its memory: it would die of it later.
+    """
+    argv = [
+        *(qemu, "-name", spec.name, "-uuid", spec.uuid),
+        *("-no-user-config", "-nodefaults", "-display", "none"),
+        *("-machine", spec.machine, "-accel", spec.accelerator),
+        *("-smp", str(spec.vcpus), "-m", str(spec.memory_mib)),
+        *_boot_arguments(spec),
+        *("-qmp", f"unix:{_escaped(spec.monitor)},server=on,wait=off"),
+    ]
+    for number, nic in enumerate(spec.nics):
+        user = f"user,id=net{number}" + (f",{nic.user}" if nic.user else "")
+        tap = f"tap,id=net{number},ifname={nic.tap},script=no,downscript=no"
+        # No boot ROM of the card: it costs half a second of every start and is never used.
+        device = f"{nic.model},netdev=net{number},id=nic{number},mac={nic.mac},romfile="
+        argv += ["-netdev", tap if nic.tap else user, "-device", device]
+    if spec.disk:
+        argv += ["-drive", f"file={_escaped(spec.disk)},format=raw,if=none,id=disk0"]
+        argv += ["-device", "virtio-blk-pci,drive=disk0,id=blk0"]
+    if spec.console or spec.console_log:
+        kind = (
+            f"socket,path={_escaped(spec.console)},server=on,wait=off" if spec.console else "null"
+        )
+        log = f",logfile={_escaped(spec.console_log)},logappend=on" if spec.console_log else ""
+        argv += ["-chardev", f"{kind},id=console0{log}", "-serial", "chardev:console0"]
+    return (*argv, *spec.more)
+
+
+def _boot_arguments(spec: GuestSpec) -> tuple[str, ...]:
+    match spec.boot:
+        case TinyBoot(image):
+            return ("-kernel", str(image))
+        case LinuxBoot() as boot:
+            if boot.dirty_mib + KERNEL_MIB > spec.memory_mib:
+                raise UsageError(
+                    f"{boot.dirty_mib} MiB to dirty do not fit into {spec.memory_mib} MiB of memory",
+                    next_step=f"give it {boot.dirty_mib + KERNEL_MIB} MiB or more",
+                )
+            files = ("-kernel", str(boot.image.kernel), "-initrd", str(boot.image.initrd))
+            return (*files, "-append", kernel_line(spec.name, boot))
+        case _:
+            assert_never(spec.boot)
+
+
+def kernel_line(name: str, boot: LinuxBoot) -> str:
+    """Return the kernel's command line; ``vm-images/linux/init`` reads the words in capitals."""
+    words = {
+        "GUEST": name,
+        "IP4": boot.ip4,
+        "IP6": boot.ip6,
+        "GW4": boot.gateway4,
+        "GW6": boot.gateway6,
+        "DIRTY_MIB": str(boot.dirty_mib),
+        "DIRTY_RATE": str(boot.dirty_rate_mib),
+        "DISK": "1" if boot.disk_log else None,
+    }
+    # panic=-1: a guest that dies starts again, and its new boot id tells.
+    fixed = ("console=ttyS0", "quiet", "panic=-1", "mitigations=off")
+    return " ".join(
+        (*fixed, *(f"{key}={value}" for key, value in words.items() if value), *boot.more)
+    )
+
+
+def _escaped(path: str) -> str:
+    return path.replace(",", ",,")  # QEMU's own way to have a comma in a value

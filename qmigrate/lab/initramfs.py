@@ -26,7 +26,7 @@ def pack(entries: Iterable[Entry]) -> bytes:
     out = bytearray()
     for number, entry in enumerate([*entries, Entry("TRAILER!!!", 0)], start=1):
         name = entry.name.encode() + b"\0"
-        # magic, inode, mode, uid, gid, links, mtime, size, device (2), special file (2), name, check
+        # inode, mode, uid, gid, links, mtime, size, device (2), special file (2), name, check
         links = 2 if entry.mode & 0o40000 else 1
         numbers = (number, entry.mode, 0, 0, links, 0, len(entry.content), 0, 0, 0, 0, len(name), 0)
         out += b"070701" + b"".join(b"%08X" % field for field in numbers) + name
@@ -75,7 +75,7 @@ def unpacked(content: bytes, suffix: str | None) -> bytes:
 
 
 def is_static(program: bytes) -> bool:
-    """Tell whether a 64-bit ELF asks for no interpreter (no PT_INTERP): it runs with no libraries."""
+    """Tell whether a 64-bit ELF asks for no interpreter (PT_INTERP): it needs no libraries."""
     if program[:5] != b"\x7fELF\x02":
         return False
     (headers_at,) = struct.unpack_from("<Q", program, 32)
