@@ -43,6 +43,7 @@ TOKEN_BYTES = 32
 
 HEADER = struct.Struct("!BI")
 _GENERATION = struct.Struct("!II")  # incarnation of the source's agent, count within it
+_NUMBER = struct.Struct("!I")
 _PING = struct.Struct("!Q")  # number
 _PONG = struct.Struct("!Qqq")  # number, receiver's wall clock and base when it was read (us)
 _WORD = re.compile(r"[a-z0-9][a-z0-9.+-]{0,39}")
@@ -58,8 +59,8 @@ class Kind(IntEnum):
     PING = 5
     PONG = 6
     BYE = 7  # nothing follows; an end without it is a break
-    OFFER = 8  # a data socket is awaited: name and one-time tokens
-    DECLINE = 9  # a data socket could not be made: name and why
+    OFFER = 8  # a data socket is awaited: number, one-time tokens, name
+    DECLINE = 9  # it will not be made: the offer's number, and why
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +99,13 @@ class Hello:
 class Offer:
     """Where a data socket is awaited: what the dialler must say, and will hear."""
 
+    number: int  # counted by whoever offers
     name: str
     dialler_token: bytes
     acceptor_token: bytes
 
     def __repr__(self) -> str:
-        return f"Offer({self.name!r}, <secret>, <secret>)"
+        return f"Offer({self.number}, {self.name!r}, <secret>, <secret>)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,7 @@ class FrameDecoder:
         self._buffer = bytearray()
 
     def feed_untrusted(self, chunk: bytes | bytearray) -> list[Frame]:
-        """Return the frames that `chunk` completes; after a `ProtocolError` it is of no more use."""
+        """Return the frames that `chunk` completes; after a `ProtocolError` use it no more."""
         buffer = self._buffer
         buffer += chunk
         frames, at = [], 0
@@ -260,35 +262,35 @@ def _unpack(layout: struct.Struct, payload: bytes, name: str) -> tuple[Any, ...]
 
 
 def encode_offer(offer: Offer) -> bytes:
-    """Return the OFFER frame: both tokens, then the name."""
-    return encode(Kind.OFFER, offer.dialler_token + offer.acceptor_token + _name_bytes(offer.name))
+    """Return the OFFER frame; ValueError for a name that is not a word."""
+    if not _is_word(offer.name):
+        raise ValueError(f"not a name for a data connection: {offer.name!r}")
+    tokens = offer.dialler_token + offer.acceptor_token
+    return encode(Kind.OFFER, _NUMBER.pack(offer.number) + tokens + offer.name.encode())
 
 
 def parse_offer_untrusted(payload: bytes) -> Offer:
-    """Return the offer of a data socket."""
-    tokens, name = payload[: 2 * TOKEN_BYTES], payload[2 * TOKEN_BYTES :]
-    return Offer(_name_untrusted(name), tokens[:TOKEN_BYTES], tokens[TOKEN_BYTES:])
-
-
-def encode_decline(name: str, why: str) -> bytes:
-    """Return the DECLINE frame: the name, a NUL, why in words (cut if need be)."""
-    return encode(Kind.DECLINE, _name_bytes(name) + b"\0" + why.encode()[:1000])
-
-
-def parse_decline_untrusted(payload: bytes) -> tuple[str, str]:
-    """Return the name of the data socket and why it could not be made."""
-    name, _, why = payload.partition(b"\0")
-    return _name_untrusted(name), why.decode(errors="replace")
-
-
-def _name_bytes(name: str) -> bytes:
+    """Return the offer of a data connection."""
+    number, tokens = _numbered(payload, "OFFER")
+    name = tokens[2 * TOKEN_BYTES :].decode("ascii", errors="replace")
     if not _is_word(name):
-        raise ValueError(f"not a name for a data socket: {name!r}")
-    return name.encode()
+        raise ProtocolError("OFFER: the name is not a word")
+    return Offer(number, name, tokens[:TOKEN_BYTES], tokens[TOKEN_BYTES : 2 * TOKEN_BYTES])
 
 
-def _name_untrusted(raw: bytes) -> str:
-    name = raw.decode("ascii", errors="replace")
-    if not _is_word(name):
-        raise ProtocolError("the name of a data socket is not a word")
-    return name
+def encode_decline(number: int, why: str) -> bytes:
+    """Return the DECLINE frame; `why` is cut if need be."""
+    return encode(Kind.DECLINE, _NUMBER.pack(number) + why.encode()[:1000])
+
+
+def parse_decline_untrusted(payload: bytes) -> tuple[int, str]:
+    """Return the offer's number and why nothing comes of it."""
+    number, why = _numbered(payload, "DECLINE")
+    return number, why.decode(errors="replace")
+
+
+def _numbered(payload: bytes, name: str) -> tuple[int, bytes]:
+    if len(payload) < _NUMBER.size:
+        raise ProtocolError(f"{name}: {len(payload)} bytes")
+    number: int = _NUMBER.unpack_from(payload)[0]
+    return number, payload[_NUMBER.size :]

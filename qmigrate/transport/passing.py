@@ -6,6 +6,7 @@ copy), and sets none of these itself, so they are set here before it has the des
 
 import socket
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 KEEPALIVE_IDLE_S = 5  # a quiet link (guest paused before the switchover) is asked after this
 KEEPALIVE_INTERVAL_S = 2
@@ -22,7 +23,13 @@ _BUDGET_S = 0.005  # bytes accepted and not yet sent add their sending time to t
 _SEND_BUFFER_LEAST_BYTES = 256 * 1024
 
 
-def prepare_for_link(sock: socket.socket) -> None:
+class _HasOptions(Protocol):
+    """A socket of the standard library's, or trio's."""
+
+    def setsockopt(self, level: int, optname: int, value: int, /) -> None: ...
+
+
+def prepare_for_link(sock: _HasOptions) -> None:
     """Set what the control connection needs: no delay, and death noticed in seconds."""
     _prepare(sock, LINK_USER_TIMEOUT_MS)
 
@@ -38,7 +45,7 @@ def prepare_for_qemu(sock: socket.socket, *, send_buffer: int | None = None) -> 
     sock.setblocking(True)
 
 
-def _prepare(sock: socket.socket, user_timeout_ms: int) -> None:
+def _prepare(sock: _HasOptions, user_timeout_ms: int) -> None:
     for option, value in (
         (socket.TCP_NODELAY, 1),
         (socket.TCP_USER_TIMEOUT, user_timeout_ms),
