@@ -23,6 +23,7 @@ import cattrs
 from cattrs.cols import homogenous_tuple_structure_factory
 from cattrs.preconf.json import make_converter
 from cattrs.strategies import configure_tagged_union
+from cattrs.v import format_exception
 
 from qmigrate.core.errors import Problem, ProtocolError
 from qmigrate.core.job import JobNote, JobReport, JobSpec
@@ -345,12 +346,17 @@ for _union in (Request, FromController, FromAgent):
     configure_tagged_union(_union, codec, tag_name="op")
 
 
+def _sentence(exc: BaseException, cls: type | None) -> str:
+    """Return our own words where we refused, else cattrs' ("required field missing")."""
+    return str(exc) if isinstance(exc, TypeError) else format_exception(exc, cls)
+
+
 def structure_untrusted(value: Any, cls: type[T]) -> T:
     """Return JSON's plain `value` as `cls`; raise `ProtocolError` that names every fault."""
     try:
         return codec.structure(value, cls)
     except Exception as exc:
-        faults = "; ".join(cattrs.transform_error(exc, format_exception=lambda e, _: str(e)))
+        faults = "; ".join(cattrs.transform_error(exc, format_exception=_sentence))
         name = getattr(cls, "__name__", "message")
         raise ProtocolError(f"not a {name}: {faults or exc!r}") from exc
 

@@ -17,7 +17,6 @@ from typing import TypeAlias
 import paramiko
 from paramiko.agent import AgentSSH
 from paramiko.pkey import UnknownKeyType
-from paramiko.transport import ServiceRequestingTransport
 
 from qmigrate.controller.known_hosts import (
     KnownKeys,
@@ -39,7 +38,9 @@ logging.getLogger("paramiko").addHandler(logging.NullHandler())
 logging.getLogger("paramiko").propagate = False
 
 
-Connection: TypeAlias = ServiceRequestingTransport  # asks for the login service once, not per key
+# Not ServiceRequestingTransport: in 5.1 it makes the event of a login attempt after sending it, so
+# that a quick answer is waited for until the timeout, and its auth_none calls None.
+Connection: TypeAlias = paramiko.Transport
 
 
 class SshAgent(AgentSSH):
