@@ -38,12 +38,12 @@ async def run(context: Context, args: argparse.Namespace) -> int:
     from qmigrate.controller.remote import open_agent
     from qmigrate.controller.survey import survey
 
-    answers = [_with_hint(a, inventory.suggestion) for a in await survey(hosts, open_agent)]
+    answers = [with_hint(a, inventory.suggestion) for a in await survey(hosts, open_agent)]
     show(context, answers, names=args.names)
     return max(answer.exit_code for answer in answers)
 
 
-def _with_hint(answer: "HostAnswer", suggestion: Callable[[str], str | None]) -> "HostAnswer":
+def with_hint(answer: "HostAnswer", suggestion: Callable[[str], str | None]) -> "HostAnswer":
     """Add "did you mean …?" where a host could not be reached that is no inventory name."""
     problem = answer.problem
     if problem is None or problem.next_step or problem.code != "unreachable":

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import trio
 
 from qmigrate.agent.protocol import GuestList, ListGuests
+from qmigrate.controller.remote import StartTimings
 from qmigrate.core.errors import Problem, QmigrateError, UnreachableError
 from qmigrate.core.model import Guest, HostSpec
 
@@ -19,10 +20,12 @@ HOST_DEADLINE_S = 90.0
 class Asked(Protocol):
     """What is needed of `controller.remote.Agent`."""
 
-    async def call(self, request: Any, /) -> Any: ...  # noqa: D102
+    @property
+    def timings(self) -> StartTimings: ...  # noqa: D102
+    async def call(self, request: ListGuests, /) -> GuestList: ...  # noqa: D102
 
 
-Opener = Callable[[HostSpec], AbstractAsyncContextManager[Any]]
+Opener = Callable[[HostSpec], AbstractAsyncContextManager[Asked]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,20 @@ class HostAnswer:
     steps: tuple[Step, ...]
 
 
+def start_steps(timings: StartTimings) -> tuple[Step, ...]:
+    """Return where an agent's start went, in order; what took no time was not needed."""
+    login, steps = timings.login, timings.steps
+    parts = (
+        Step("ssh configuration", login.resolve_s),
+        Step("connect", login.connect_s),
+        Step("login", login.auth_s),
+        Step("python", steps.python_s),
+        Step("push", steps.push_s),
+        Step("agent", steps.hello_s),
+    )
+    return tuple(step for step in parts if step.duration_s > 0)
+
+
 async def survey(hosts: Sequence[HostSpec], open_agent: Opener) -> tuple[HostAnswer, ...]:
     """Ask every host for its guests; returns an answer a host, in the order given.
 
@@ -61,16 +78,15 @@ async def survey(hosts: Sequence[HostSpec], open_agent: Opener) -> tuple[HostAns
 
 
 async def _ask(host: HostSpec, open_agent: Opener) -> HostAnswer:
-    began = trio.current_time()
     steps: list[Step] = []
     guests: tuple[Guest, ...] = ()
     problem: QmigrateError | None = None
     try:
         with trio.fail_after(HOST_DEADLINE_S):
             async with open_agent(host) as agent:
+                steps += start_steps(agent.timings)
                 opened = trio.current_time()
-                steps.append(Step("connect", opened - began))
-                answer: GuestList = await agent.call(ListGuests())
+                answer = await agent.call(ListGuests())
                 steps.append(Step("ask", trio.current_time() - opened))
                 guests = answer.guests
     except trio.TooSlowError:

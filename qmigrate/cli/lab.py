@@ -1,0 +1,142 @@
+"""``qmigrate lab``: make, look at, enter and remove a lab of hosts on this machine."""
+
+import argparse
+import re
+import signal
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Final
+
+from qmigrate.core.errors import UsageError
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from qmigrate.cli.context import Context
+    from qmigrate.lab.state import LabStatus
+
+NAME: Final = "lab"
+HELP: Final = "make hosts on this machine to try everything on"
+SCHEMA: Final = "qmigrate.lab/1"
+_RATE: Final = re.compile(r"(\d+(?:\.\d+)?)(k|m|g)?bit", re.IGNORECASE)
+_FACTORS: Final = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+
+
+def rate_bps(text: str) -> int:
+    """Read a rate as tc(8) writes it: 200mbit, 1gbit."""
+    found = _RATE.fullmatch(text)
+    if not found or float(found[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no rate; write it as in 200mbit or 1gbit")
+    return round(float(found[1]) * _FACTORS[(found[2] or "").lower()])
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add up, down, status and exec."""
+    parser.add_argument(
+        "--lab", metavar="NAME", default="lab", help="which lab; several can stand side by side"
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    up = actions.add_parser("up", help="make it; one that stands already is left as it is")
+    up.add_argument(
+        "--topology", default="same-segment", metavar="NAME", help="what it consists of"
+    )
+    up.add_argument("--mtu", type=int, metavar="BYTES", help="of every cable and bridge")
+    up.add_argument("--rate", type=rate_bps, metavar="RATE", help="of every cable, as in 200mbit")
+    down = actions.add_parser("down", help="end all that runs in it and remove it")
+    status = actions.add_parser("status", help="show what stands")
+    enter = actions.add_parser("exec", help="run a command in one of its hosts")
+    enter.add_argument("host", metavar="HOST", help="alpha, beta, client, ...")
+    enter.add_argument("argv", metavar="COMMAND", nargs=argparse.REMAINDER)
+    for action in (up, down, status, enter):
+        # `lab up --lab x` is what fingers write; SUPPRESS keeps `lab --lab x up` working too.
+        action.add_argument(
+            "--lab", metavar="NAME", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
+        action.add_argument(
+            "--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
+
+
+def run(ctx: "Context", args: argparse.Namespace) -> int:
+    """Do what `args.action` says; the status of ``exec`` is that of its command."""
+    from qmigrate.lab.lab import Lab
+
+    lab = Lab(args.lab)
+    match args.action:
+        case "up":
+            from qmigrate.lab.topology import TOPOLOGIES
+
+            topology = TOPOLOGIES.get(args.topology)
+            if topology is None:
+                step = f"there is: {', '.join(TOPOLOGIES)}"
+                raise UsageError(f"no topology {args.topology!r}", next_step=step)
+            if args.mtu is not None:
+                topology = topology.with_mtu(args.mtu)
+            if args.rate is not None:
+                topology = topology.with_rate(args.rate)
+            lab.up(topology)
+            show(ctx, lab.status())
+        case "down":
+            lab.down()
+            if ctx.out.json:
+                show(ctx, lab.status())
+        case "status":
+            show(ctx, lab.status())
+        case "exec":
+            argv = args.argv[1:] if args.argv[:1] == ["--"] else args.argv
+            if not argv:
+                raise UsageError("nothing to run", next_step="qmigrate lab exec HOST -- COMMAND")
+            return follow(lab.popen(args.host, argv, **in_the_foreground()))
+        case other:
+            raise AssertionError(other)
+    return 0
+
+
+def show(ctx: "Context", status: "LabStatus") -> None:
+    """Write `status` as a table, or as ``qmigrate.lab/1``."""
+    from qmigrate.cli.render import Table
+
+    if ctx.out.json:
+        ctx.out.document(SCHEMA, asdict(status))
+        return
+    if not status.nodes:
+        ctx.out.say(f"lab {status.name}: {status.state}")
+        return
+    rows = tuple(
+        (
+            node.name,
+            node.kind,
+            "on" if node.powered else "off",
+            {True: "listens", False: "down", None: None}[node.sshd],
+            {"both": "cut", "in": "cut in", "out": "cut out", None: "whole"}[node.cut]
+            if node.kind != "switch"
+            else None,
+            str(node.processes),
+            " ".join(node.addresses) or None,
+        )
+        for node in status.nodes
+    )
+    titles = ("HOST", "KIND", "POWER", "SSHD", "CABLE", "PROCESSES", "ADDRESSES")
+    ctx.out.table(Table(titles, rows, right=("PROCESSES",)))
+
+
+def in_the_foreground() -> dict[str, object]:
+    """Return the options of `Popen` that give a command our terminal and, if it can, our place."""
+    from pathlib import Path
+
+    return {"stdin": None, "start_new_session": False, "cwd": str(Path.cwd())}
+
+
+def follow(process: "subprocess.Popen[bytes]") -> int:
+    """Wait for `process` as a shell does, passing signals on; return its status, 128+n if killed.
+
+    Ctrl-C reaches it by itself: it is in the terminal's foreground group, as we are.
+    """
+    passed_on = (signal.SIGTERM, signal.SIGHUP)
+    before = {s: signal.signal(s, lambda n, _: process.send_signal(n)) for s in passed_on}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        status = process.wait()
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    return status if status >= 0 else 128 - status
