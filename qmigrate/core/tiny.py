@@ -144,10 +144,10 @@ tick:       50              | push eax
             cf              | iret
 align 4
 gdt:        00 00 00 00 00 00 00 00 |
-            ff ff 00 00 00 9a cf 00 | 8: flat code
-            ff ff 00 00 00 92 cf 00 | 10: flat data
+            ff ff 00 00 00 9a cf 00 | ; 8: flat code
+            ff ff 00 00 00 92 cf 00 | ; 10: flat data
 gdtr:       17 00 {gdt:4}   |
-idtr:       3f 01 {idt}     | gates 0 to 27
+idtr:       3f 01 {idt}     | ; gates 0 to 27
 """
 
 
@@ -174,7 +174,7 @@ def boot_sector(spec: TinySpec = DEFAULT) -> bytes:
 
 
 def listing() -> list[tuple[str, str]]:
-    """Return the rows of the program: bytes as they are written there, and what they say."""
+    """Return the rows of the program: its bytes, and what they say (data begins with ``;``)."""
     rows = (line.partition("|") for line in _LISTING.splitlines() if "|" in line)
     return [(code.rpartition(":  ")[2].strip(), words.strip()) for code, _, words in rows]
 

@@ -312,7 +312,7 @@ def _boot_arguments(spec: GuestSpec) -> tuple[str, ...]:
         case LinuxBoot() as boot:
             if boot.dirty_mib + KERNEL_MIB > spec.memory_mib:
                 raise UsageError(
-                    f"{boot.dirty_mib} MiB to dirty do not fit into {spec.memory_mib} MiB of memory",
+                    f"{boot.dirty_mib} MiB to dirty do not fit into {spec.memory_mib} MiB",
                     next_step=f"give it {boot.dirty_mib + KERNEL_MIB} MiB or more",
                 )
             files = ("-kernel", str(boot.image.kernel), "-initrd", str(boot.image.initrd))

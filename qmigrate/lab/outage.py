@@ -79,7 +79,7 @@ def find_problem(replies: Sequence[Reply], sent: dict[int, float]) -> str:
             return problem
     last = ordered[-1]
     if last.memory is Verdict.BROKEN:
-        return f"{last.bad_pages} pages of the guest's memory are wrong"
+        return f"the guest's memory is wrong ({last.bad_pages} bad pages)"
     if last.disk is Verdict.BROKEN:
         return "the log on the guest's disk is wrong"
     if sent and max(sent.values()) - sent.get(last.probe, min(sent.values())) > SILENCE_S:

@@ -1,0 +1,224 @@
+from dataclasses import replace
+
+import pytest
+
+from qmigrate.core.errors import ProtocolError, UsageError
+from qmigrate.lab.outage import History, Outage, Period, find_problem, summarise
+from qmigrate.lab.workload import (
+    EchoCheck,
+    EchoReport,
+    Reply,
+    Verdict,
+    parse_reply_untrusted,
+    parse_state_untrusted,
+)
+
+BOOT = "0f1e2d3c-4b5a-4678-8899-aabbccddeeff"
+OTHER_BOOT = "1f1e2d3c-4b5a-4678-8899-aabbccddeeff"
+INTERVAL_S = 0.002
+
+
+def reply(probe: int, at_s: float | None = None, **changed: object) -> Reply:
+    at_s = probe * INTERVAL_S + 0.0005 if at_s is None else at_s
+    usual = Reply(at_s, probe, probe, Verdict.INTACT, Verdict.ABSENT, 1000 + probe, 0, probe, BOOT)
+    return replace(usual, **changed)
+
+
+def period(
+    lost: set[int], *, count: int = 100, late: dict[int, float] | None = None, first: int = 0
+) -> Period:
+    numbers = range(first, first + count)
+    replies = [reply(n, (late or {}).get(n)) for n in numbers if n not in lost]
+    return Period("move", {n: n * INTERVAL_S for n in numbers}, replies)
+
+
+@pytest.mark.parametrize(
+    ("lost", "late", "lost_ms", "lost_probes", "gap_ms"),
+    [
+        (set(), {}, 0.0, 0, 2.0),
+        ({50}, {}, 2.0, 1, 4.0),
+        (set(range(50, 60)), {}, 20.0, 10, 22.0),
+        (set(range(50, 60)) | {80, 81}, {}, 20.0, 12, 22.0),
+        (set(range(90, 100)), {}, 20.0, 10, 2.0),
+        ({0, 1, 2}, {}, 6.0, 3, 2.0),
+        (
+            set(),
+            dict.fromkeys(range(50, 75), 0.15),
+            0.0,
+            0,
+            51.5,
+        ),  # queued on the way, all answered
+    ],
+)
+def test_lost_probes_and_silence_are_two_figures(lost, late, lost_ms, lost_probes, gap_ms) -> None:
+    seen = summarise(period(lost, late=late), None, interval_s=INTERVAL_S)
+    assert (seen.lost_ms, seen.lost_probes, seen.longest_gap_ms) == (lost_ms, lost_probes, gap_ms)
+    assert (seen.probes, seen.own_delay_ms, seen.noise_floor_ms) == (100, 2.0, None)
+
+
+def test_what_cannot_be_known_is_none_and_not_zero() -> None:
+    nothing = summarise(Period("empty"), Period("control"), interval_s=INTERVAL_S)
+    assert nothing == Outage(0.0, 0, None, None, 0, None)
+
+
+def test_the_noise_floor_is_the_longest_gap_of_the_control() -> None:
+    history = History()
+    for name, lost in (("control", {3}), ("move", set(range(150, 160)))):
+        history.mark(name)
+        for n in range(100) if name == "control" else range(100, 200):
+            history.sent(n, n * INTERVAL_S)
+            if n not in lost:
+                history.replied(reply(n))
+    outage, problem = history.report(10.0, interval_s=INTERVAL_S)
+    assert (outage.noise_floor_ms, outage.lost_ms, outage.longest_gap_ms) == (4.0, 20.0, 22.0)
+    assert problem == ""
+
+
+def test_a_report_does_not_count_probes_that_were_sent_after_it_was_asked_for() -> None:
+    history = History()
+    for n in range(100):
+        history.sent(n, n * INTERVAL_S)
+        if n < 50:
+            history.replied(reply(n))
+    outage, _ = history.report(49 * INTERVAL_S, interval_s=INTERVAL_S)
+    assert (outage.probes, outage.lost_probes) == (50, 0)
+
+
+PROBLEMS = {
+    "the guest was rebooted": reply(20, boot_id=OTHER_BOOT),
+    "counter went back from 19 to 7": reply(20, answered_before=7),
+    "counter went back from 19 to 19": reply(20, answered_before=19),
+    "memory went back": reply(20, written=5),
+    "answered twice": reply(19, answered_before=20),
+    "3 bad pages": reply(20, memory=Verdict.BROKEN, bad_pages=3),
+    "log on the guest's disk is wrong": reply(20, disk=Verdict.BROKEN),
+}
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_replies_that_are_not_one_unbroken_run_are_a_problem(problem: str) -> None:
+    before = [reply(n) for n in range(20)]
+    sent = {n: n * INTERVAL_S for n in range(21)}
+    assert find_problem([*before, reply(20)], sent) == ""
+    assert problem in find_problem([*before, PROBLEMS[problem]], sent)
+
+
+def test_a_guest_that_went_back_is_seen_over_marks_and_for_ever() -> None:
+    history = History()
+    for n, name in enumerate(["a", "b", "c", "d", "e"]):
+        history.mark(name)
+        history.sent(n, n * INTERVAL_S)
+        history.replied(reply(n, answered_before=1 if name == "d" else n * 10))
+        went_back = "went back" in history.report(10.0, interval_s=INTERVAL_S)[1]
+        assert went_back is (name in "de")
+    for name in ("f", "g", "h"):
+        history.mark(name)
+    assert "went back" in history.report(10.0, interval_s=INTERVAL_S)[1]
+
+
+@pytest.mark.parametrize(
+    ("answered", "silent"), [(1000, False), (800, False), (700, True), (0, True)]
+)
+def test_half_a_second_of_silence_at_the_end_is_death(answered: int, *, silent: bool) -> None:
+    sent = {n: n * INTERVAL_S for n in range(1000)}
+    problem = find_problem([reply(n) for n in range(answered)], sent)
+    assert ("does not answer" in problem) is silent
+
+
+def test_a_period_without_any_reply_is_silence_though_the_guest_once_answered() -> None:
+    history = History()
+    history.sent(0, 0.0)
+    history.replied(reply(0))
+    for name in ("control", "move"):
+        history.mark(name)
+        for n in range(1, 1001):
+            history.sent(n, n * INTERVAL_S)
+    assert "does not answer" in history.report(10.0, interval_s=INTERVAL_S)[1]
+
+
+# Recorded from the linux guest: the answer to probe 5.
+REPLY_HEX = (
+    "0500000000000000 5157 4c31 01 00 0000 0600000000000000 9323000000000000 0020000000000000"
+    "0000000000000000 847aa7f65fc421b8 7709000000000000"
+) + BOOT.encode().hex()
+
+
+def test_a_reply_is_read_as_the_guest_laid_it_out() -> None:
+    datagram = bytes.fromhex(REPLY_HEX)
+    expected = Reply(1.5, 5, 6, Verdict.INTACT, Verdict.ABSENT, 9107, 0, 2423, BOOT)
+    assert parse_reply_untrusted(datagram, 1.5) == expected
+    assert parse_reply_untrusted(datagram + bytes(1000), 1.5) == expected  # padded to the probe
+
+
+@pytest.mark.parametrize("at", [8, 12, 13, 64])
+def test_a_stranger_s_datagram_is_refused(at: int) -> None:
+    datagram = bytearray.fromhex(REPLY_HEX)
+    datagram[at] = 0xEE
+    with pytest.raises(ProtocolError):
+        parse_reply_untrusted(bytes(datagram), 0.0)
+    with pytest.raises(ProtocolError):
+        parse_reply_untrusted(bytes(datagram[:99]), 0.0)
+
+
+STATE = (
+    b'{"boot_id": "b", "uptime_ms": 2471, "answered_before": 307, "memory": "intact", '
+    b'"pages": 8192, "written": 16390, "bad_pages": 0, "chain": "80b7cab4bf318922", '
+    b'"rate_mib": 20, "disk": "absent", "records": 0, "bad_records": 0}\n'
+)
+
+
+def test_a_state_is_typed_at_the_door() -> None:
+    state = parse_state_untrusted(STATE)
+    assert (state.memory, state.disk, state.passes) == (Verdict.INTACT, Verdict.ABSENT, 2)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"hello\n",
+        b"[]",
+        b"{}",
+        STATE.replace(b"8192", b'"8192"'),
+        STATE.replace(b"8192", b"true"),
+        STATE.replace(b'"intact"', b'"fine"'),
+        STATE.replace(b'"records": 0, ', b""),
+    ],
+)
+def test_what_is_no_state_is_refused(line: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        parse_state_untrusted(line)
+
+
+def test_a_command_that_the_guest_refuses_is_the_caller_s_fault() -> None:
+    with pytest.raises(UsageError, match="no such page"):
+        parse_state_untrusted(b'{"error": "not a command, or no such page"}')
+
+
+def test_an_echo_is_checked_byte_by_byte_whatever_its_pieces() -> None:
+    check = EchoCheck()
+    check.sent(b"line 1\n", 0.0)
+    check.sent(b"line 2\n", 0.02)
+    check.received(b"line 1\nli", 0.021)
+    check.received(b"ne 2\n", 0.05)
+    assert check.report(9.0) == EchoReport(None, 29.0, 14)  # nothing is awaited: no stall
+
+
+def test_a_stall_that_still_lasts_counts_and_a_restart_forgets_it() -> None:
+    check = EchoCheck()
+    check.sent(b"line 1\n", 1.0)
+    assert check.report(1.5).longest_stall_ms == 500.0
+    assert check.report(2.0, restart=True).longest_stall_ms == 1000.0
+    assert check.report(2.25).longest_stall_ms == 250.0
+
+
+@pytest.mark.parametrize(
+    ("came", "why"), [(b"line 2\n", "came back as"), (b"line 1\nx", "more came back")]
+)
+def test_a_wrong_byte_breaks_the_connection_for_good(came: bytes, why: str) -> None:
+    check = EchoCheck()
+    check.sent(b"line 1\n", 0.0)
+    check.received(came, 0.1)
+    assert why in (check.broken or "")
+    check.received(b"line 1\n", 0.2)
+    assert why in (check.report(0.3).broken or "")
