@@ -4,18 +4,27 @@ import argparse
 import re
 import signal
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from qmigrate.cli.context import Context
+from qmigrate.cli.parser import common_options
+from qmigrate.cli.render import Table
 from qmigrate.core.errors import UsageError
 
 if TYPE_CHECKING:
     import subprocess
 
-    from qmigrate.cli.context import Context
     from qmigrate.lab.state import LabStatus
 
 NAME: Final = "lab"
 HELP: Final = "make hosts on this machine to try everything on"
+EXAMPLES: Final = """\
+qmigrate lab up                                   hosts alpha and beta, a client, a switch
+qmigrate lab exec client -- qmigrate list         as a user would, with the lab's own config
+qmigrate lab exec alpha -- bash                   a shell on a host
+qmigrate lab up --lab thin --rate 200mbit         a second lab beside the first
+qmigrate lab status --json
+qmigrate lab down                                 nothing is left"""
 SCHEMA: Final = "qmigrate.lab/1"
 _RATE: Final = re.compile(r"(\d+(?:\.\d+)?)(k|m|g)?bit", re.IGNORECASE)
 _FACTORS: Final = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
@@ -35,15 +44,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--lab", metavar="NAME", default="lab", help="which lab; several can stand side by side"
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    up = actions.add_parser("up", help="make it; one that stands already is left as it is")
+    common = [common_options()]
+    up = actions.add_parser(
+        "up", parents=common, help="make it; one that stands already is left as it is"
+    )
     up.add_argument(
         "--topology", default="same-segment", metavar="NAME", help="what it consists of"
     )
     up.add_argument("--mtu", type=int, metavar="BYTES", help="of every cable and bridge")
     up.add_argument("--rate", type=rate_bps, metavar="RATE", help="of every cable, as in 200mbit")
-    down = actions.add_parser("down", help="end all that runs in it and remove it")
-    status = actions.add_parser("status", help="show what stands")
-    enter = actions.add_parser("exec", help="run a command in one of its hosts")
+    down = actions.add_parser("down", parents=common, help="end all that runs in it and remove it")
+    status = actions.add_parser("status", parents=common, help="show what stands")
+    enter = actions.add_parser("exec", parents=common, help="run a command in one of its hosts")
     enter.add_argument("host", metavar="HOST", help="alpha, beta, client, ...")
     enter.add_argument("argv", metavar="COMMAND", nargs=argparse.REMAINDER)
     for action in (up, down, status, enter):
@@ -51,12 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument(
             "--lab", metavar="NAME", default=argparse.SUPPRESS, help=argparse.SUPPRESS
         )
-        action.add_argument(
-            "--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
-        )
 
 
-def run(ctx: "Context", args: argparse.Namespace) -> int:
+def run(ctx: Context, args: argparse.Namespace) -> int:
     """Do what `args.action` says; the status of ``exec`` is that of its command."""
     from qmigrate.lab.lab import Lab
 
@@ -91,10 +100,8 @@ def run(ctx: "Context", args: argparse.Namespace) -> int:
     return 0
 
 
-def show(ctx: "Context", status: "LabStatus") -> None:
+def show(ctx: Context, status: "LabStatus") -> None:
     """Write `status` as a table, or as ``qmigrate.lab/1``."""
-    from qmigrate.cli.render import Table
-
     if ctx.out.json:
         ctx.out.document(SCHEMA, asdict(status))
         return
@@ -119,7 +126,7 @@ def show(ctx: "Context", status: "LabStatus") -> None:
     ctx.out.table(Table(titles, rows, right=("PROCESSES",)))
 
 
-def in_the_foreground() -> dict[str, object]:
+def in_the_foreground() -> dict[str, Any]:
     """Return the options of `Popen` that give a command our terminal and, if it can, our place."""
     from pathlib import Path
 
