@@ -8,6 +8,7 @@ Parsers end in `_untrusted`: they take what a guest or a stranger sent and raise
 nothing else. Sources: RFC 826 (ARP), 903 (RARP), 5227 (announcements), 4861 (ND), 8200 (IPv6).
 """
 
+import re
 import struct
 from dataclasses import dataclass
 from enum import StrEnum
@@ -100,15 +101,14 @@ class Sighting:
     vlan: int | None = None
 
 
+_MAC = re.compile(r"[0-9A-Fa-f]{2}(?:[:-][0-9A-Fa-f]{2}){5}")
+
+
 def parse_mac(text: str) -> bytes:
     """Return the six octets of a unicast MAC "52:54:00:12:34:56"; raise `UsageError`."""
-    parts = text.replace("-", ":").split(":")
-    try:
-        octets = bytes(int(part, 16) for part in parts if len(part) == 2)
-    except ValueError:
-        octets = b""
-    if len(parts) != 6 or len(octets) != 6:
+    if not _MAC.fullmatch(text):
         raise UsageError(f"{text!r} is not a MAC address such as 52:54:00:12:34:56")
+    octets = bytes.fromhex(text.replace(":", "").replace("-", ""))
     if octets[0] & 1 or not any(octets):
         raise UsageError(f"{text} is no card's own address: it is a group address or zero")
     return octets

@@ -13,6 +13,7 @@ from netsetup.errors import UsageError
 
 NAME_BYTES = 15  # IFNAMSIZ - 1
 ALIAS_BYTES = 255  # IFALIASZ - 1
+OUR_ALIAS = "qmigrate:"  # what the marks of qmigrate's own interfaces begin with
 MIN_MTU_BYTES, MAX_MTU_BYTES = 68, 65521  # of a tun device (drivers/net/tun.c)
 
 IFF_UP = 0x1

@@ -44,6 +44,7 @@ DEADLINE_S = 10.0
 
 NUD_REACHABLE = 0x02  # in a bridge: learned, ages
 NUD_NOARP = 0x40  # in a bridge: static, stays; pyroute2's own default, 0x80, is "local": swallowed
+_NTF_MASTER = 0x04
 _AF_BRIDGE = 7
 _RTEXT_FILTER_BRVLAN = 0x2
 
@@ -63,7 +64,8 @@ class _Request:
 class Rtnl:
     """The netlink thread, an async context manager; methods may be called by many tasks at once.
 
-    They raise `UsageError` for names that cannot be, `RefusedError` with the kernel's errno, `SilentKernelError` after `DEADLINE_S`.
+    They raise `UsageError` for names that cannot be, `RefusedError` with the kernel's errno,
+    `SilentKernelError` after `DEADLINE_S`.
     """
 
     def __init__(self) -> None:
@@ -248,7 +250,8 @@ def _index(ip: Any, name: str) -> int:
 
 
 def _fdb_entry(mac: str, vlan: int | None) -> dict[str, Any]:
-    entry: dict[str, Any] = {"lladdr": mac_text(parse_mac(mac))}
+    # pyroute2 deletes from the device's own table ("self") unless told the bridge's.
+    entry: dict[str, Any] = {"lladdr": mac_text(parse_mac(mac)), "flags": _NTF_MASTER}
     return entry if vlan is None else entry | {"vlan": vlan}
 
 

@@ -16,7 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from netsetup.errors import HostError, NoSuchLinkError, NotOursError, RefusedError
-from netsetup.links import Message, PortFlags, Tap, TapSpec, bridge_safe_mac, check_alias, tap_names
+from netsetup.links import (
+    IFF_LOWER_UP,
+    IFF_UP,
+    Message,
+    PortFlags,
+    Tap,
+    TapSpec,
+    bridge_safe_mac,
+    check_alias,
+    tap_names,
+)
 
 _CLONE_DEVICE = "/dev/net/tun"
 _TUNSETIFF = 0x400454CA
@@ -54,7 +64,7 @@ def create_tap(ip: Any, spec: TapSpec) -> Tap:
         if message.get("ifalias") == spec.alias and message.get(("linkinfo", "kind")) == "tun":
             if _has_shape(message, spec):
                 return _finish(ip, message["index"], message.get("ifname"), bridge, spec, False)
-            if message.get(("linkinfo", "data", "tun_num_queues")):
+            if _may_be_open(message):
                 raise HostError(
                     f"{message.get('ifname')} carries the alias {spec.alias!r}, is open in some "
                     "process, and differs in queues or owner from what is wanted",
@@ -105,6 +115,14 @@ def _has_shape(message: Message, spec: TapSpec) -> bool:
     data = ("linkinfo", "data")
     queues = bool(message.get((*data, "tun_multi_queue")))
     return queues == spec.multi_queue and message.get((*data, "tun_owner")) == spec.owner_uid
+
+
+def _may_be_open(message: Message) -> bool:
+    """Whether a process has the tap open; a tap that is down cannot tell."""
+    # The kernel counts queues only of taps that can have several; all have carrier when open.
+    flags = message["flags"]
+    queues = message.get(("linkinfo", "data", "tun_num_queues"))
+    return bool(queues or flags & IFF_LOWER_UP or not flags & IFF_UP)
 
 
 def _finish(ip: Any, index: int, name: str, bridge: Message, spec: TapSpec, created: bool) -> Tap:
