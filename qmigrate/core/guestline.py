@@ -61,7 +61,8 @@ def expand(line: CommandLine, configs: Mapping[str, str]) -> CommandLine:
     return replace(line, options=tuple(each()))
 
 
-def _opts(option: Option) -> Opts:
+def opts_of(option: Option) -> Opts:
+    """Return the option's keys and values; none of one that is half JSON."""
     try:
         return option.opts
     except BlockedError:  # half JSON: the option says nothing here, and preflight refuses it
@@ -70,7 +71,7 @@ def _opts(option: Option) -> Opts:
 
 def _last(line: CommandLine, key: str, *flags: str) -> str | None:
     """Return the last value of `key` in options that QEMU merges (merge_lists: -machine, -smp)."""
-    values = [_opts(option).get(key) for option in line.every(*flags)]
+    values = [opts_of(option).get(key) for option in line.every(*flags)]
     return next((value for value in reversed(values) if value is not None), None)
 
 
@@ -96,7 +97,7 @@ def machine_of(line: CommandLine) -> str | None:
 
 def accelerator_of(line: CommandLine) -> str | None:
     """Return the accelerator asked for first; None if the binary's default decides."""
-    named = [_opts(option).get("accel") for option in line.every("accel", "machine", "M")]
+    named = [opts_of(option).get("accel") for option in line.every("accel", "machine", "M")]
     wanted = next((value for value in named if value), None)
     if wanted:
         return wanted.split(":")[0]
@@ -125,14 +126,14 @@ def memory_bytes_of(line: CommandLine) -> int | None:
     backend = _last(line, "memory-backend", "machine", "M")
     if backend is None:
         return DEFAULT_MEMORY_BYTES
-    objects = [_opts(option) for option in line.every("object")]
+    objects = [opts_of(option) for option in line.every("object")]
     sizes = [opts.get("size") for opts in objects if opts.get("id") == backend]
     return size_bytes(sizes[0]) if sizes and sizes[0] else None
 
 
 def vcpus_of(line: CommandLine) -> int | None:
     """Return the CPUs at start (hw/core/machine-smp.c: what is omitted is computed)."""
-    given = [_opts(option) for option in line.every("smp")]
+    given = [opts_of(option) for option in line.every("smp")]
 
     def number(key: str) -> int | None:
         text = next((value for opts in reversed(given) if (value := opts.get(key))), None)
@@ -149,7 +150,7 @@ def vcpus_of(line: CommandLine) -> int | None:
 
 def monitors_of(line: CommandLine) -> tuple[MonitorLine, ...]:
     """Return the monitors in the order of the options, QMP and HMP alike."""
-    chardevs = {opts.get("id"): opts for opts in map(_opts, line.every("chardev"))}
+    chardevs = {opts.get("id"): opts for opts in map(opts_of, line.every("chardev"))}
     found: list[MonitorLine] = []
     for option in line.options:
         value = option.value or ""
@@ -160,13 +161,13 @@ def monitors_of(line: CommandLine) -> tuple[MonitorLine, ...]:
                 reached = _legacy(value)
             found += _monitor(reached, control=option.flag != "monitor")
         elif option.flag == "mon":
-            opts = _opts(option)
+            opts = opts_of(option)
             control = opts.get("mode") == "control"
             found += _monitor(_reach(chardevs.get(opts.get("chardev"))), control=control)
         elif option.flag == "object":
-            kind = _opts(option).get("qom-type")
+            kind = opts_of(option).get("qom-type")
             if kind in ("monitor-qmp", "monitor-hmp"):  # since 11.1
-                reached = _reach(chardevs.get(_opts(option).get("chardev")))
+                reached = _reach(chardevs.get(opts_of(option).get("chardev")))
                 found += _monitor(reached, control=kind == "monitor-qmp")
         elif option.flag == "serial" and value.startswith("mon:"):
             found += _monitor(_legacy(value), control=False)
@@ -212,16 +213,30 @@ def _reach(opts: Opts | None) -> tuple[Reach, str, bool] | None:
     return Reach.OTHER, get("backend") or opts.get("backend.type") or "", True
 
 
+_INHERITED = ("fd", "fds", "vhostfd", "vhostfds")
+
+
+def descriptors_of(line: CommandLine) -> tuple[int, ...]:
+    """Return the descriptors that QEMU was started with, by the numbers in its options."""
+    found = set()
+    for option in line.options:
+        found |= set(re.findall(r"(?:/dev|/proc/self)/fd/(\d+)", option.value or ""))
+        for item in opts_of(option).items:
+            if item.key.rpartition(".")[2] in _INHERITED:
+                found |= set(filter(str.isdecimal, item.value.split(":")))
+    return tuple(sorted(map(int, found)))
+
+
 _REFERENCES = ("file", "backing", "base", "data-file", "source", "target")
 
 
 def disks_of(line: CommandLine) -> tuple[Disk, ...]:
     """Return the drives that the line names; sizes and backing files are QEMU's to tell."""
-    devices = [_opts(option) for option in line.every("device")]
+    devices = [opts_of(option) for option in line.every("device")]
     users = {opts.get("drive"): opts.get("id") for opts in devices if opts.get("drive")}
     found = []
     for number, option in enumerate(line.every("drive", "hda", "hdb", "hdc", "hdd", "cdrom", "")):
-        opts = _opts(option) if option.flag == "drive" else None
+        opts = opts_of(option) if option.flag == "drive" else None
         ident = opts.get("id") if opts else None
         found.append(
             Disk(
@@ -233,7 +248,7 @@ def disks_of(line: CommandLine) -> tuple[Disk, ...]:
                 size_bytes=None,
             )
         )
-    nodes = {opts.get("node-name"): opts for opts in map(_opts, line.every("blockdev"))}
+    nodes = {opts.get("node-name"): opts for opts in map(opts_of, line.every("blockdev"))}
     below = {opts.get(key) for opts in nodes.values() for key in _REFERENCES} - {None}
     for name, opts in nodes.items():
         if name in below:
@@ -253,9 +268,9 @@ def _read_only(opts: Opts) -> bool:
 
 def nics_of(line: CommandLine) -> tuple[Nic, ...]:
     """Return the network cards that the line names; their bridges are the host's to tell."""
-    backends = {opts.get("id"): opts for opts in map(_opts, line.every("netdev"))}
+    backends = {opts.get("id"): opts for opts in map(opts_of, line.every("netdev"))}
     found = []
-    for opts in map(_opts, line.every("device")):
+    for opts in map(opts_of, line.every("device")):
         ident = opts.get("netdev")
         if ident is None:
             continue
@@ -271,7 +286,7 @@ def nics_of(line: CommandLine) -> tuple[Nic, ...]:
                 bridge=backend.get("br") if backend else None,
             )
         )
-    for opts in map(_opts, line.every("nic")):
+    for opts in map(opts_of, line.every("nic")):
         kind = opts.get("type")
         if kind != "none":
             model = opts.get("model") or ""

@@ -99,6 +99,7 @@ class Guest:
     owner: Owner = Owner.NONE
     unit: str | None = None  # the systemd unit that it runs in, if any
     job: str | None = None  # the qmigrate job that it is part of, if any
+    owner_reason: str | None = None  # how the owner was recognised, as a sentence
 
 
 @dataclass(frozen=True, slots=True)
