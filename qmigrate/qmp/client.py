@@ -38,6 +38,7 @@ from qmigrate.qmp.stream import EventStream
 GREETING_DEADLINE_S = 3.0  # a free monitor greets in milliseconds; one that is held never does
 COMMAND_DEADLINE_S = 10.0  # QEMU's main loop may hang in a disk flush for seconds and be well
 CLOSE_DEADLINE_S = 1.0  # flushing what we wrote; a stopped QEMU with a full socket reads nothing
+LINE_LIMIT_BYTES = 10 << 20  # of one answer; what libvirt allows
 _PEEKED_BYTES = 200  # enough to tell QMP from what is not
 
 # The command was sent, or may have been, and its outcome is not known.
@@ -65,6 +66,11 @@ class QmpThread:
     def __exit__(self, *exc: object) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+
+    @property
+    def running(self) -> bool:
+        """Whether the thread is there."""
+        return self._thread.is_alive()
 
     def _run(self) -> None:
         try:
@@ -123,7 +129,7 @@ class _Client(QMPClient):
     """qemu.qmp's client without its hoard of events and without its pretty-printing for a log."""
 
     def __init__(self, deliver: EventListener) -> None:
-        super().__init__()
+        super().__init__(readbuflen=LINE_LIMIT_BYTES)
         self.events.event_filter = lambda _: False  # else it keeps every event for ever
         self.register_listener(deliver)
 
@@ -286,14 +292,14 @@ class Monitor:
         except QMPError as exc:  # a descriptor over a monitor that is no unix socket
             raise faults.refused(self.name, command, str(exc)) from exc
 
-    def _silent(self, doing: str, deadline_s: float) -> MonitorSilentError:
+    def _silent(self, command: str, deadline_s: float) -> MonitorSilentError:
         pid = self.peer_pid
         state = (
             f"its process {pid} is stopped by a signal"
             if is_stopped(pid)
             else "its main loop may hang, on a disk or on a migration socket"
         )
-        return faults.silent(self.name, doing, deadline_s, pid=pid, state=state)
+        return faults.silent(self.name, command, deadline_s, pid=pid, state=state)
 
     async def greet(self, deadline_s: float) -> None:
         """Wait for QEMU's greeting and negotiate; raise the `MonitorError` that fits."""
@@ -310,7 +316,7 @@ class Monitor:
             await self._thread.call(self._negotiate)
             return
         if heard or is_stopped(self.peer_pid):
-            raise self._silent("our connecting", deadline_s)
+            raise faults.ungreeted(self.name, deadline_s, pid=self.peer_pid, heard=heard)
         holder = await trio.to_thread.run_sync(find_holder, self._sock)
         raise faults.busy(
             self.name,

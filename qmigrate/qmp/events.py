@@ -155,6 +155,7 @@ class EventBuffer:
 
     def __init__(self, *, soft: int = SOFT_LIMIT, hard: int = HARD_LIMIT) -> None:
         self._events: deque[Event] = deque()
+        self._droppable = 0  # how many of them can be asked for again
         self._soft = soft
         self._hard = hard
 
@@ -163,35 +164,47 @@ class EventBuffer:
 
     @property
     def full(self) -> bool:
-        """Whether the producer has to wait until one is taken."""
+        """Whether the producer has to wait until some are taken."""
         return len(self._events) >= self._hard
+
+    @property
+    def roomy(self) -> bool:
+        """Whether a producer that waits may go on: well below full, so that it seldom waits."""
+        return len(self._events) <= self._hard // 2
 
     def add(self, event: Event) -> None:
         """Append `event`, making room as the class says."""
-        if len(self._events) >= self._soft and self._redundant(event):
-            return
+        if len(self._events) >= self._soft:
+            if self._replaces_last(event):
+                self._events[-1] = event
+                return
+            if self._droppable:
+                self._drop_oldest()
+            elif _is_droppable(event):
+                return  # only events that decide are unread
         self._events.append(event)
+        self._droppable += _is_droppable(event)
 
     def take(self) -> Event:
         """Remove and return the oldest; raise IndexError when there is none."""
-        return self._events.popleft()
+        event = self._events.popleft()
+        self._droppable -= _is_droppable(event)
+        return event
 
-    def _redundant(self, event: Event) -> bool:
-        last = self._events[-1]
-        match event, last:
+    def _replaces_last(self, event: Event) -> bool:
+        match event, self._events[-1]:
             case (PassEvent(), PassEvent()):
-                self._events[-1] = event
                 return True
-            case (ResetEvent(), ResetEvent()):
-                same = (event.guest, event.reason) == (last.guest, last.reason)
-                if same:
-                    self._events[-1] = event
-                return same
+            case (ResetEvent(guest=guest, reason=reason), ResetEvent() as last):
+                return (guest, reason) == (last.guest, last.reason)
             case _:
-                pass
-        for index, old in enumerate(self._events):
-            if isinstance(old, OtherEvent | PassEvent):
-                del self._events[index]
                 return False
-        # Only events that decide are unread: one that can be asked for again is the one to go.
-        return isinstance(event, OtherEvent | PassEvent)
+
+    def _drop_oldest(self) -> None:
+        index = next(i for i, event in enumerate(self._events) if _is_droppable(event))
+        del self._events[index]
+        self._droppable -= 1
+
+
+def _is_droppable(event: Event) -> bool:
+    return isinstance(event, OtherEvent | PassEvent)

@@ -1,5 +1,6 @@
 """What goes wrong with a monitor, in words: one function an error of `core.errors`."""
 
+from qemu.qmp import Message
 from qemu.qmp.error import ProtocolError as QmpProtocolError
 
 from qmigrate.core.errors import (
@@ -39,13 +40,23 @@ def refused(name: str, command: str, words: str) -> CommandError:
 
 
 def silent(
-    name: str, doing: str, deadline_s: float, *, pid: int | None, state: str
+    name: str, command: str, deadline_s: float, *, pid: int | None, state: str
 ) -> MonitorSilentError:
-    """No answer in time; what `doing` asks for may still happen."""
+    """No answer in time; what `command` asks for may still happen."""
     return MonitorSilentError(
-        f"{name}: QEMU has not answered {doing} within {deadline_s:g} s; it may still take effect",
+        f"{name}: QEMU has not answered {command} within {deadline_s:g} s; "
+        "it may still take effect",
         last_words=state,
         next_step=f"look at QEMU (pid {pid or 'unknown'}) and ask again",
+    )
+
+
+def ungreeted(name: str, deadline_s: float, *, pid: int | None, heard: bytes) -> MonitorSilentError:
+    """It began to greet and went silent, or is stopped before that."""
+    return MonitorSilentError(
+        f"{name}: the monitor has not finished its greeting within {deadline_s:g} s",
+        last_words=repr(heard) if heard else f"its process {pid} is stopped by a signal",
+        next_step=f"look at QEMU (pid {pid or 'unknown'})",
     )
 
 
@@ -62,7 +73,9 @@ def garbled(name: str, doing: str, cause: BaseException) -> MonitorGarbledError:
     """What answers does not speak QMP; the bytes are quoted where `cause` has kept them."""
     while isinstance(inner := getattr(cause, "exc", None), Exception):
         cause = inner  # qemu.qmp wraps what it found while greeting
-    raw = getattr(cause, "raw", None)
+    raw = getattr(cause, "raw", None)  # what is not JSON
+    if isinstance(message := getattr(cause, "msg", None), Message):  # what is, and no answer
+        raw = bytes(message)
     words = repr(raw[:_QUOTED_BYTES]) if isinstance(raw, bytes) else str(cause)[:_QUOTED_BYTES]
     return MonitorGarbledError(
         f"{name}: what came during {doing} is not QMP",

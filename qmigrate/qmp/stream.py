@@ -27,7 +27,8 @@ class EventStream(trio.abc.ReceiveChannel[Event]):
             with self._lock:
                 if len(self._buffer):
                     event = self._buffer.take()
-                    self._call_producer()
+                    if self._buffer.roomy:
+                        self._call_producer()
                     return event
                 if self._ended:
                     raise trio.EndOfChannel
