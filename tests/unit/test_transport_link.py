@@ -134,10 +134,10 @@ async def test_a_destination_that_lost_the_link_makes_the_source_drop_its_half(
     monkeypatch.setattr(endpoint_module, "REVERSE_DELAY_S", 0)
     async with endpoints() as (source, destination), proxy(destination.addresses[0]) as wire:
         source.set_peer((wire.address,))
-        destination.set_peer(source.addresses)
         a, b = await both(
             lambda: source.connect(DEADLINE_S), lambda: destination.connect(DEADLINE_S)
         )
+        destination.set_peer(source.addresses)
         wire.hold()  # the source hears nothing of what follows over the old link
         b.drop("the destination's agent noticed first")
 
