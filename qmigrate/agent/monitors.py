@@ -73,7 +73,7 @@ def find_candidates(guest: Process, line: CommandLine) -> tuple[Candidate, ...]:
     listening = {s.descriptor: s.name for s in sockets if s.listening}
     held = {s.name for s in sockets if not s.listening}
     names = []
-    for monitor in control:
+    for monitor in filter(_usable, control):
         name = _bound_name(monitor, listening)
         if name in listening.values():
             names.append(name)
@@ -93,6 +93,10 @@ def _bound_name(monitor: MonitorLine, listening: dict[int, str]) -> str:
     return monitor.address if monitor.reach is Reach.UNIX and monitor.server else ""
 
 
+def _usable(monitor: MonitorLine) -> bool:
+    return monitor.control and not monitor.pretty  # qemu.qmp reads a line a message
+
+
 def _why_none(pid: int, asked: tuple[MonitorLine, ...], control: list[MonitorLine]) -> str:
     if not asked:
         return "it has no monitor"
@@ -103,6 +107,8 @@ def _why_none(pid: int, asked: tuple[MonitorLine, ...], control: list[MonitorLin
         return (
             f"its QMP monitor connects to {_where(first)} itself: it serves whoever listens there"
         )
+    if first.pretty:
+        return f"its QMP monitor on {_where(first)} is pretty-printed, for people to read"
     if first.reach in (Reach.TCP, Reach.OTHER):
         return (
             f"its QMP monitor is on {_where(first)}, where nothing proves that it is process {pid}"

@@ -37,6 +37,7 @@ class MonitorLine:
     reach: Reach
     address: str  # path, name, descriptor number, host:port or the backend's word
     server: bool = True  # False: QEMU itself connects there
+    pretty: bool = False  # answers of many lines, for people to read
 
 
 def config_files(line: CommandLine) -> tuple[str, ...]:
@@ -159,11 +160,14 @@ def monitors_of(line: CommandLine) -> tuple[MonitorLine, ...]:
                 reached = _reach(chardevs.get(value.removeprefix("chardev:")))
             else:
                 reached = _legacy(value)
-            found += _monitor(reached, control=option.flag != "monitor")
+            pretty = option.flag == "qmp-pretty"
+            found += _monitor(reached, control=option.flag != "monitor", pretty=pretty)
         elif option.flag == "mon":
             opts = opts_of(option)
             control = opts.get("mode") == "control"
-            found += _monitor(_reach(chardevs.get(opts.get("chardev"))), control=control)
+            pretty = opts.get("pretty") in YES
+            reached = _reach(chardevs.get(opts.get("chardev")))
+            found += _monitor(reached, control=control, pretty=control and pretty)
         elif option.flag == "object":
             kind = opts_of(option).get("qom-type")
             if kind in ("monitor-qmp", "monitor-hmp"):  # since 11.1
@@ -174,9 +178,11 @@ def monitors_of(line: CommandLine) -> tuple[MonitorLine, ...]:
     return tuple(found)
 
 
-def _monitor(reached: tuple[Reach, str, bool] | None, *, control: bool) -> Iterator[MonitorLine]:
+def _monitor(
+    reached: tuple[Reach, str, bool] | None, *, control: bool, pretty: bool = False
+) -> Iterator[MonitorLine]:
     if reached:
-        yield MonitorLine(control, *reached)
+        yield MonitorLine(control, *reached, pretty)
 
 
 def _legacy(text: str) -> tuple[Reach, str, bool] | None:

@@ -1,6 +1,7 @@
 """What a command line tells of its guest, in each of the forms that QEMU takes."""
 
 import shlex
+from dataclasses import replace
 
 import pytest
 
@@ -21,7 +22,9 @@ UNIX = MonitorLine(True, Reach.UNIX, "/m")
     [
         ("-qmp unix:/m,server=on,wait=off", [UNIX]),
         ("-qmp unix:/m,server,nowait", [UNIX]),
-        ("-qmp-pretty unix:/m,server=yes", [UNIX]),
+        ("-qmp-pretty unix:/m,server=yes", [replace(UNIX, pretty=True)]),
+        ("-chardev socket,id=c,path=/m,server=on -mon c,mode=control,pretty=on",
+         [replace(UNIX, pretty=True)]),
         ("-qmp unix:/a,,b,server=on", [MonitorLine(True, Reach.UNIX, "/a,b")]),
         ("-qmp unix:/m", [MonitorLine(True, Reach.UNIX, "/m", server=False)]),
         ("-qmp tcp:localhost:4444,server=on,wait=off",
