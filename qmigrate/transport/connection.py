@@ -74,7 +74,12 @@ class Connection:
         """
         if not self.dialled:
             await self.send(encode_hello(own))
-        frame = await self.next_frame()
+        try:
+            frame = await self.next_frame()
+        except GreetingError as exc:
+            # In TLS 1.3 the server judges our certificate when we believe the handshake done, and
+            # trio's SSLStream does not send the alert that would say so.
+            raise GreetingError(Dial.DISOWNED if self.dialled else exc.result, str(exc)) from exc
         if self.dialled:
             await self.send(encode_hello(own))
         try:
@@ -180,8 +185,6 @@ def _why_broken(exc: trio.BrokenResourceError) -> GreetingError:
         return GreetingError(Dial.STRANGER, cause.verify_message)
     if isinstance(cause, ssl.SSLEOFError) or not isinstance(cause, ssl.SSLError):
         return GreetingError(Dial.CUT, str(cause or exc) or "cut")
-    if "ALERT" in (cause.reason or ""):
-        return GreetingError(Dial.DISOWNED, cause.reason)
     return GreetingError(Dial.STRANGER, cause.reason or str(cause))
 
 

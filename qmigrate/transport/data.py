@@ -11,10 +11,12 @@ import trio
 from qmigrate.core.errors import LinkError, ProtocolError
 from qmigrate.transport.connection import GreetingError
 from qmigrate.transport.dialling import connect_tcp
-from qmigrate.transport.frames import encode_decline, encode_offer
+from qmigrate.transport.frames import Offer, encode_decline, encode_offer
 from qmigrate.transport.link import Link
 from qmigrate.transport.passing import prepare_for_qemu
 from qmigrate.transport.tokens import Expected, accept_untrusted, show_untrusted
+
+WITHDRAWAL_LIMIT_S = 0.3  # after a failure: for the news that the offer was void; a round trip
 
 
 class DataSockets:
@@ -51,22 +53,20 @@ class DataSockets:
                 link.post(encode_decline(number, "not waited for any more"))
 
     async def _dial(self, link: Link, name: str) -> socket.socket:
-        offer = await link.take_offer(name)
-        why = "given up"
-        try:
-            with await connect_tcp(link.remote) as sock:
-                await show_untrusted(sock, offer)
-                why = ""
-                return _for_qemu(sock)
-        except GreetingError as exc:
-            why = f"{link.remote} {exc.result}"
-            raise LinkError(f"data connection {name}: {why}") from exc
-        except ProtocolError as exc:
-            why = exc.problem.what
-            raise LinkError(f"data connection {name} to {link.remote}: {why}") from exc
-        finally:
-            if why:
-                link.post(encode_decline(offer.number, why))
+        while True:
+            offer = await link.take_offer(name)
+            try:
+                return await _show(link, offer)
+            except LinkError as exc:
+                # The offer may be an earlier attempt's: then its withdrawal is on the way.
+                with trio.move_on_after(WITHDRAWAL_LIMIT_S):
+                    await link.wait_withdrawn(offer.number)
+                    continue
+                link.post(encode_decline(offer.number, exc.problem.what))
+                raise
+            except trio.Cancelled:
+                link.post(encode_decline(offer.number, "given up"))
+                raise
 
     async def take_token(self, sock: trio.socket.SocketType) -> None:
         """See to a connection that came with a token; the caller limits the time and closes it."""
@@ -75,6 +75,23 @@ class DataSockets:
             awaited.deliver(_for_qemu(sock))
         except ProtocolError:
             return  # a stranger; or who waits was told
+
+
+async def _show(link: Link, offer: Offer) -> socket.socket:
+    try:
+        with await connect_tcp(link.remote) as sock:
+            await show_untrusted(sock, offer)
+            return _for_qemu(sock)
+    except GreetingError as exc:
+        raise LinkError(
+            f"data connection {offer.name}: {link.remote} {exc.result}",
+            next_step="the link to the same port stands: look for a limit of connections in the"
+            " firewalls between",
+        ) from exc
+    except ProtocolError as exc:
+        raise LinkError(
+            f"data connection {offer.name} to {link.remote}: {exc.problem.what}"
+        ) from exc
 
 
 def _for_qemu(sock: trio.socket.SocketType) -> socket.socket:

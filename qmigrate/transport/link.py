@@ -97,6 +97,7 @@ class Link:
         self._stuck = False  # the reader waits for our owner: the peer is not to blame for silence
         self._pings: dict[int, int] = {}  # number, own boot clock when sent
         self._offers: dict[str, Offer] = {}
+        self._withdrawn: deque[int] = deque(maxlen=OFFERS_LIMIT)
         self._offered = trio.lowlevel.ParkingLot()  # several may wait, for a name each
         self._on_decline: dict[int, Callable[[str], None]] = {}
         self._watchers: set[trio.CancelScope] = set()
@@ -227,6 +228,11 @@ class Link:
             await self._offered.park()
         return self._offers.pop(name)
 
+    async def wait_withdrawn(self, number: int) -> None:
+        """Return once the peer has withdrawn its offer `number`."""
+        while number not in self._withdrawn:
+            await self._offered.park()
+
     @contextmanager
     def told_of_decline(self, number: int, tell: Callable[[str], None]) -> Iterator[None]:
         """Call `tell` with the reason when the peer declines our offer `number`."""
@@ -327,10 +333,13 @@ class Link:
                 assert_never(frame.kind)
 
     def _take_decline(self, number: int, why: str) -> None:
-        """Tell who offered, or forget an offer that the peer has withdrawn."""
+        """Tell who offered; or it is the peer's own offer, which it withdraws."""
         tell = self._on_decline.get(number)
         if tell is not None:
             tell(f"the {self._side.other.value} says: {why}")
+            return
+        self._withdrawn.append(number)
+        self._offered.unpark_all()
         for name in [name for name, offer in self._offers.items() if offer.number == number]:
             del self._offers[name]
 

@@ -19,7 +19,7 @@ class Dial(StrEnum):
     NO_ROUTE = "cannot be routed to"  # or a firewall answered with ICMP
     STALLED = "connected, then stalled in the handshake"  # path MTU, or not an agent
     STRANGER = "answered without the peer's certificate"
-    DISOWNED = "did not accept our certificate"
+    DISOWNED = "hung up before its HELLO: perhaps it does not know our certificate"
     CUT = "connected and was cut"
     LEFT = "was connected, but the source chose no link"  # both ways are open: its agent is busy
 

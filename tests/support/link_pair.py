@@ -185,7 +185,7 @@ def pair_signed_by(issuer: ec.EllipticCurvePrivateKey, name: str) -> tuple[str, 
     """Return a certificate that `issuer` signed for another key: what a pin must refuse."""
     key = ec.generate_private_key(ec.SECP256R1())
     now = datetime.datetime.now(datetime.UTC)
-    certificate = _build(key.public_key(), issuer, name, name, now, ca=False)
+    certificate = _build(key.public_key(), issuer, f"{name} child", name, now, ca=False)
     return _pem(certificate), _key_pem(key)
 
 
