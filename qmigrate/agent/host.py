@@ -32,12 +32,12 @@ async def gather_host_facts(request: GetHostFacts) -> HostFacts:
     A QEMU that was asked for by name and does not run raises `HostError`; that there is none is
     a fact like any other.
     """
+    path = find_qemu(request.qemu)
     found: list[QemuBinary] = []
     names: dict[str, tuple[str, ...]] = {"users": (), "groups": ()}
     problems: list[HostError] = []
 
     async def qemu() -> None:
-        path = find_qemu(request.qemu)
         if path is None:
             return
         try:

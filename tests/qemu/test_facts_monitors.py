@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -35,11 +36,11 @@ def thread() -> Iterator[QmpThread]:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A directory that other users' QEMUs may bind sockets in."""
-    for above in (tmp_path, *tmp_path.parents[:3]):
-        above.chmod(0o777)
-    return tmp_path
+def place() -> Iterator[Path]:
+    """A directory that other users' QEMUs may bind sockets in: not below pytest's own, 0700."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o777)
+        yield Path(name)
 
 
 async def state_over_monitor(thread: QmpThread, seen: process.Process) -> tuple[RunState, str]:
