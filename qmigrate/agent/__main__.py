@@ -1,4 +1,4 @@
-"""The agent's first breath: keep stdout for the protocol, then serve until stdin ends."""
+"""The agent's first breath: without words serve a controller, else be what the first word says."""
 
 import os
 import sys
@@ -18,7 +18,21 @@ def _claim_stdio() -> tuple[int, int]:
 
 
 def main(version: str = "0") -> None:
-    """Serve the controller at the other end of stdio; exit when it hangs up."""
+    """Serve the controller at the other end of stdio, or guard or do a job; exit at its end."""
+    match sys.argv[1:]:
+        case ["guardian", *words]:
+            from qmigrate.agent import guardian
+
+            sys.exit(guardian.main(words))
+        case ["worker", *words]:
+            from qmigrate.agent import worker
+
+            sys.exit(worker.main(words))
+        case _:
+            _serve(version)
+
+
+def _serve(version: str) -> None:
     incoming, outgoing = _claim_stdio()
     import trio
 

@@ -67,6 +67,11 @@ def _check(path: str, facts: os.stat_result) -> None:
         )
 
 
+def runs_systemd() -> bool:
+    """Say whether systemd is this host's init (sd_booted(3))."""
+    return Path("/run/systemd/system").is_dir()
+
+
 @dataclass(frozen=True, slots=True)
 class JobPlaces:
     """Where one job keeps its things on this host."""

@@ -90,10 +90,11 @@ class ProveDisks:
     """Leave a nonce file beside each of `paths` while the peer looks for it (DESIGN §7).
 
     Streams one note, `DiskProofs`, when the nonces are in place; they go when the call is
-    cancelled or the agent ends.
+    cancelled or the agent ends. Of `files` only size and identity are told.
     """
 
     paths: tuple[str, ...]
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

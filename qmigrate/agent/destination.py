@@ -1,0 +1,467 @@
+"""The destination's side of a job: makes the twin, loads, and decides once whether it takes GO."""
+
+import os
+from contextlib import AsyncExitStack
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from netsetup.announce import Announcer, arm, plan
+from netsetup.errors import NetsetupError
+from netsetup.links import Tap
+from netsetup.rtnl import Rtnl
+from qmigrate.agent import peer, twin
+from qmigrate.agent.job import LINK_DEADLINE_S, JobAgent
+from qmigrate.agent.monitoring import Looked, Watched
+from qmigrate.core.errors import CommandError, HostError, MonitorError, Problem, QmigrateError
+from qmigrate.core.handover import (
+    Destination,
+    DestinationEvent,
+    Effect,
+    Effects,
+    Record,
+    destination_step,
+)
+from qmigrate.core.job import Announced, AnnounceReport, DestinationSpec, TwinFacts
+from qmigrate.core.model import Address, RunState, Side
+from qmigrate.core.takeover import destination_after
+from qmigrate.core.tuning import Options, Party
+from qmigrate.qmp.events import Event, MigrationEvent, MigrationStatus, ResumeEvent
+from qmigrate.qmp.introspect import shape
+
+D, DE, E = Destination, DestinationEvent, Effect
+
+START_DEADLINE_S = 30.0  # from exec to QEMU's greeting: it may allocate and clear gigabytes
+PEER_DEADLINE_S = 60.0  # for a source to appear, or to come back before all is loaded
+LINGER_S = 60.0  # after a refusal: for the source to hear it
+RESUME_DEADLINE_S = 10.0  # from cont to RESUME; it may activate images on a slow store
+DATA_DEADLINE_S = 10.0  # for the data socket beside a link that stands
+LOOK_DEADLINE_S = 10.0  # for QEMU to say that it has everything; the source says it has
+
+
+class DestinationAgent(JobAgent):
+    """See the module; `spec.destination` says what to start."""
+
+    side = Side.DESTINATION
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        if self.spec.destination is None:
+            raise HostError("a destination was started without its part of the job")
+        self.plan: DestinationSpec = self.spec.destination
+        self.tag = self.plan.twin.tag
+        self.state: Destination = D.PREPARED
+        self.qemu: Watched | None = None
+        self.rtnl: Rtnl
+        self.facts: TwinFacts | None = None
+        self.taps: tuple[tuple[str, Tap], ...] = ()
+        self.run_it = True
+        self.announcers: list[tuple[Announcer, str]] = []
+        self.addresses: tuple[Announced, ...] = self.plan.addresses
+        self.resume_us: int | None = None
+        self.loaded = trio.Event()  # nothing more will come, for better or worse
+        self.resumed = trio.Event()
+        self.left: tuple[str, ...] = ()
+        self._patience: trio.CancelScope | None = None
+        self._exits: AsyncExitStack
+
+    @property
+    def log(self) -> Path:
+        """Where the twin's stderr goes."""
+        return self.places.logs / "qemu.log"
+
+    async def run(self, *, again: bool) -> None:
+        """Be the destination until END; raise only for a defect."""
+        async with (
+            AsyncExitStack() as self._exits,
+            Rtnl() as self.rtnl,
+            trio.open_nursery() as self.nursery,
+        ):
+            async with self.listening() as endpoint:
+                self.nursery.start_soon(self.read_inbox)
+                if again:
+                    await self._take_over()
+                else:
+                    await self._prepare()
+                self.ready.set()
+                if not self.over.is_set():
+                    self._wait_for_peer("the source did not appear")
+                    self.nursery.start_soon(self.keep_link, endpoint, LINK_DEADLINE_S)
+                    await self.over.wait()
+                for announcer, _ in self.announcers:
+                    if announcer.record.sent:
+                        await announcer.wait_complete()
+            self.nursery.cancel_scope.cancel()
+
+    async def _prepare(self) -> None:
+        """Make the twin; what fails takes everything down again and is the job's problem."""
+        self.record(Record.PREPARED)
+        try:
+            owner = twin.account(self.plan.twin)
+            self.taps = await twin.make_taps(self.rtnl, self.plan.twin, owner, self._made)
+            started = twin.start(self.plan.twin, owner, self.taps, self.log, self._made)
+            self.record(
+                Record.PREPARED,
+                pid=started.pid,
+                start_ticks=started.start_ticks,
+                monitor=started.monitor,
+            )
+            await self._hold(started, START_DEADLINE_S)
+        except (QmigrateError, OSError) as exc:
+            self.complain()
+            what = exc.problem if isinstance(exc, QmigrateError) else None
+            self._fail(what or self.trouble("host", str(exc)))
+
+    def _fail(self, problem: Problem) -> None:
+        words = twin.last_words(self.log)
+        self.post(
+            DE.REFUSE,
+            self.trouble(
+                problem.code,
+                problem.what,
+                next_step=problem.next_step,
+                last_words=words or problem.last_words,
+            ),
+        )
+
+    async def _hold(self, started: twin.Twin, deadline_s: float) -> None:
+        self.qemu = Watched(
+            self.qmp_thread, started.pidfd, started.monitor, self.spec.guest, self.on_qemu
+        )
+        self.nursery.start_soon(self._follow, self.qemu)
+        await self.qemu.wait_open(deadline_s)
+        self.facts = TwinFacts(
+            started.pid,
+            await shape(self.qemu.qemu),
+            tuple((netdev, tap.name) for netdev, tap in self.taps),
+        )
+
+    async def _follow(self, watched: Watched) -> None:
+        await watched.follow()
+        self.loaded.set()
+        words = twin.last_words(self.log)
+        problem = self.trouble("host", "the destination's QEMU ended", last_words=words)
+        self.post(DE.QEMU_GONE, problem)
+
+    def _made(self, what: str) -> None:
+        entry = self.entry()
+        self.record(entry.record, made=(*entry.made, what))
+
+    async def _take_over(self) -> None:
+        """Go on from the journal of an agent that died."""
+        entry = self.entry()
+        self.say(f"taking over at {entry.record}")
+        looked = Looked.gone()
+        pidfd = open_process(entry.pid, entry.start_ticks)
+        if pidfd is not None and entry.pid is not None and entry.monitor is not None:
+            started = twin.Twin(pidfd=pidfd, pid=entry.pid, start_ticks=0, monitor=entry.monitor)
+            try:
+                await self._hold(started, START_DEADLINE_S)
+            except QmigrateError as exc:
+                self._fail(exc.problem)
+                return
+            looked = await self.qemu.look() if self.qemu else looked
+        self.state, effects = destination_after(entry.record, looked.look, looked.state)
+        self.run_it = entry.had in (RunState.RUNNING, RunState.UNKNOWN)
+        if looked.completed:
+            self.loaded.set()
+        await self.carry_out(effects)
+
+    # The peer
+
+    def point(self, addresses: tuple[Address, ...]) -> None:
+        """Learn where the source listens."""
+        if self.endpoint is not None:
+            self.endpoint.set_peer(addresses)
+
+    async def connected(self) -> None:
+        """Introduce the twin; repeat what was decided."""
+        if self._patience:
+            self._patience.cancel()
+        if self.facts is not None:
+            await self.send(peer.Twin(self.facts))
+        if self.state in (D.REFUSED, D.RETURNED):
+            await self._answer_recorded()
+
+    def unlinked(self, problem: Problem, *, first: bool) -> None:
+        """Have patience with a source that was here before."""
+        if not first:
+            self._wait_for_peer("the link to the source broke and it did not come back")
+
+    def _wait_for_peer(self, what: str) -> None:
+        """Give up if nobody comes, unless all is loaded: a loaded copy may be the last."""
+        if self._patience:
+            self._patience.cancel()
+        self._patience = scope = trio.CancelScope()
+
+        async def wait() -> None:
+            with scope:
+                await trio.sleep(PEER_DEADLINE_S)
+                if self.loaded.is_set() and self.state is D.PREPARED:
+                    self.say("loaded, and no source: waiting for a GO, for as long as it takes")
+                    return
+                self.post(DE.REFUSE, self.trouble("unreachable", what))
+                await trio.sleep(LINGER_S)
+                if self.state in (D.REFUSED, D.RETURNED):
+                    self.over.set()
+
+        self.nursery.start_soon(wait)
+
+    async def heard(self, message: peer.Message) -> None:
+        """Turn a message of the source's into work or an event."""
+        match message:
+            case peer.Load():
+                self.nursery.start_soon(self._load, message)
+            case peer.AreYouReady():
+                self.nursery.start_soon(self._arm, message)
+            case peer.Go():
+                self.run_it = message.run
+                self.post(DE.GO)
+            case peer.Ask():
+                self.post(DE.ASK)
+            case peer.Refuse():
+                problem = self.trouble("rolled-back", f"the source gave up: {message.reason}")
+                self.post(DE.REFUSE, problem)
+            case peer.Finish():
+                self.post(DE.FINISH)
+            case _:
+                self.say(f"not for a destination: {type(message).__name__}")
+
+    async def _load(self, request: peer.Load) -> None:
+        """Hand QEMU its end of the memory stream."""
+        if self.qemu is None or self.link is None or self.endpoint is None:
+            return
+        try:
+            qemu = self.qemu.qemu
+            await self.qemu.tune(Party.DESTINATION, Options())
+            name = request.socket
+            with await self.endpoint.data_socket(self.link, name, DATA_DEADLINE_S) as data:
+                await qemu.monitor.pass_fd(data.fileno(), name)
+            await qemu.incoming_fd(request.socket)
+            await self.send(peer.Loading())
+        except QmigrateError as exc:
+            self.complain()
+            self._fail(exc.problem)
+
+    async def _arm(self, request: peer.AreYouReady) -> None:
+        """Prepare the announcement, and say that QEMU is alive."""
+        known = {a.address for a in self.addresses}
+        self.addresses += tuple(a for a in request.addresses if a.address not in known)
+        macs = dict(self._macs())
+        for netdev, tap in self.taps:
+            mac = macs.get(netdev)
+            if mac is None:
+                continue
+            mine = [ip_address(a.address) for a in self.addresses if a.mac in (mac, "")]
+            try:
+                armed = arm(self.rtnl, plan(mine, mac), interface=tap.bridge, tap=tap.name)
+                announcer = await self._exits.enter_async_context(armed)
+                self.announcers.append((announcer, mac))
+            except NetsetupError as exc:
+                self.say(f"{tap.name} will not be announced: {exc.what}")
+        if self.qemu is not None and not twin.has_ended(self.qemu.pidfd):
+            await self.send(peer.Ready())
+
+    def _macs(self) -> tuple[tuple[str, str], ...]:
+        return tuple((t.netdev, t.mac) for t in self.plan.twin.taps if t.mac)
+
+    # QEMU
+
+    async def on_qemu(self, event: Event) -> None:
+        """Turn an event of the twin's into what the table or a waiting task needs."""
+        match event:
+            case MigrationEvent(status=MigrationStatus.COMPLETED):
+                self.mark("loaded")
+                self.loaded.set()
+            case MigrationEvent(status=MigrationStatus.FAILED):
+                self.loaded.set()  # nothing more will come
+                self._fail(await self._load_failure())
+            case ResumeEvent():
+                if self.resume_us is None:
+                    self.resume_us = event.timestamp_us
+                self.resumed.set()
+            case _:
+                pass
+
+    async def _load_failure(self) -> Problem:
+        what = "the destination's QEMU could not load the guest"
+        if self.qemu is None:
+            return self.trouble("rolled-back", what)
+        try:
+            words = (await self.qemu.qemu.query_migrate()).error_desc
+        except MonitorError:
+            words = None
+        return self.trouble("rolled-back", what, last_words=words)
+
+    # The table's effects
+
+    def step(self, event: Any) -> tuple[Destination, Effects]:
+        """See `core.handover.DESTINATION`."""
+        return destination_step(self.state, event)
+
+    async def effect(self, effect: Effect) -> None:
+        """Carry out one effect on the destination."""
+        match effect:
+            case E.LOOK:
+                await self._look()
+            case E.RUN:
+                await self._run()
+            case E.ANNOUNCE:
+                await self._announce()
+            case E.ANSWER_LOADED:
+                await self.send(peer.Loaded())
+            case E.ANSWER_RUNNING:
+                await self.send(peer.Running(self.resume_us, self._announced()))
+            case E.ANSWER_REFUSED:
+                await self.send(peer.Refused(self._reason()))
+            case E.ANSWER_RETURNED:
+                await self.send(peer.Returned(self._reason()))
+            case E.ANSWER_LOST:
+                await self.send(peer.Lost(self._reason()))
+            case E.QUIT_QEMU:
+                await self._quit()
+            case E.CLEAN:
+                self.left += await twin.remove(self.rtnl, self.tag)
+                if not self.ready.is_set():  # the source was never started: nobody will ask
+                    self.over.set()
+                    self.ready.set()
+            case E.REPORT_UNKNOWN:
+                self.say("the outcome cannot be known here; nothing is touched")
+            case E.END:
+                await self.send(peer.Farewell(self.left))
+                self.over.set()
+            case _:
+                raise HostError(f"a destination cannot {effect}")
+
+    def _reason(self) -> str:
+        words = self.problem.last_words if self.problem else None
+        what = self.problem.what if self.problem else "no reason is recorded"
+        return f"{what}: {words}" if words else what
+
+    async def _answer_recorded(self) -> None:
+        answer = E.ANSWER_REFUSED if self.state is D.REFUSED else E.ANSWER_RETURNED
+        await self.effect(answer)
+
+    async def _look(self) -> None:
+        """Ask QEMU, once GO has come, whether it has everything and has not been started."""
+        if self.qemu is None:
+            self.post(DE.LOOKS_UNFIT, self.trouble("rolled-back", "no QEMU waits here"))
+            return
+        with trio.move_on_after(LOOK_DEADLINE_S):
+            await self.loaded.wait()
+        try:
+            looked = await self.qemu.look()
+        except MonitorError as exc:
+            # It has never been told to run, so refusing is safe whatever hangs.
+            self.post(DE.LOOKS_UNFIT, exc.problem)
+            return
+        if looked.completed and looked.state is not RunState.INMIGRATE:
+            self.post(DE.LOOKS_LOADED)
+        else:
+            what = f"QEMU is not ready to run the guest: {looked.state}, {looked.status}"
+            self.post(DE.LOOKS_UNFIT, self.trouble("rolled-back", what))
+
+    async def _run(self) -> None:
+        """Run the guest, or leave it as it was with its images ours."""
+        if self.qemu is None:
+            return
+        try:
+            if not self.run_it:
+                await self.qemu.qemu.blockdev_set_active(active=True)
+                self.post(DE.RUNS)
+                return
+            await self.qemu.qemu.cont()
+        except CommandError as exc:
+            self.post(DE.CONT_REFUSED, exc.problem)
+            return
+        except MonitorError as exc:
+            self.post(DE.CONT_UNKNOWN, exc.problem)
+            self.nursery.start_soon(self._seek_running)
+            return
+        with trio.move_on_after(RESUME_DEADLINE_S):
+            await self.resumed.wait()
+        try:
+            state = await self.qemu.qemu.status()
+        except MonitorError as exc:
+            self.post(DE.CONT_UNKNOWN, exc.problem)
+            self.nursery.start_soon(self._seek_running)
+            return
+        if state is RunState.RUNNING or self.resumed.is_set():
+            self.post(DE.RUNS)
+        else:
+            what = f"cont was taken and the guest is {state}"
+            self.post(DE.CONT_UNKNOWN, self.trouble("unknown-outcome", what))
+            self.nursery.start_soon(self._seek_running)
+
+    async def _seek_running(self) -> None:
+        """Ask again until QEMU says what came of cont."""
+        while self.state is D.GO:
+            await trio.sleep(1.0)
+            try:
+                if self.qemu and await self.qemu.qemu.status() is RunState.RUNNING:
+                    self.post(DE.RUNS)
+                    return
+            except MonitorError:
+                continue
+
+    async def _announce(self) -> None:
+        for announcer, _ in self.announcers:
+            await announcer.fire(self.nursery)
+        if self.qemu is not None and self.run_it:
+            self.nursery.start_soon(self._announce_by_qemu, self.qemu)
+
+    async def _announce_by_qemu(self, watched: Watched) -> None:
+        """Have QEMU repeat its own: what it queued while paused left in one burst at cont."""
+        try:
+            await watched.qemu.announce_self()
+        except MonitorError as exc:
+            self.say(f"announce-self: {exc}")
+
+    def _announced(self) -> AnnounceReport | None:
+        if not self.announcers:
+            return AnnounceReport(None, (), None, self.addresses, "no tap of the guest is known")
+        records = [announcer.record for announcer, _ in self.announcers]
+        sent = dict.fromkeys(
+            f"{frame.kind} {frame.address or record.mac}"
+            for record in records
+            for frame in record.sent
+            if not frame.problem
+        )
+        first = min((f.at_ms for r in records for f in r.sent), default=None)
+        notes = [n for r in records for n in (r.note, *r.problems) if n]
+        return AnnounceReport(
+            ", ".join(i for r in records for i in r.interfaces) or None,
+            tuple(sent),
+            first,
+            self.addresses,
+            "; ".join(dict.fromkeys(notes)) or None,
+        )
+
+    async def _quit(self) -> None:
+        """End the twin: it has never run, or is never to run again."""
+        if self.qemu is None:
+            return
+        try:
+            await twin.kill(self.qemu.pidfd)
+        except QmigrateError as exc:
+            self.left += (exc.problem.what,)
+
+
+def open_process(pid: int | None, start_ticks: int | None) -> int | None:
+    """Return a pidfd of the process that a journal names; None if it has ended."""
+    if pid is None or start_ticks is None:
+        return None
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    try:
+        same = twin.start_ticks(pid) == start_ticks and not twin.has_ended(pidfd)
+    except FileNotFoundError:
+        same = False
+    if not same:
+        os.close(pidfd)
+        return None
+    return pidfd

@@ -1,0 +1,602 @@
+"""The source's side of a job: it leads, and its report is the job's."""
+
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import Any
+
+import trio
+
+from netsetup.announce import arm, plan
+from netsetup.errors import NetsetupError
+from netsetup.learn import AddressWatch, learn_addresses
+from netsetup.rtnl import Rtnl
+from qmigrate.agent import peer, twin
+from qmigrate.agent.destination import open_process
+from qmigrate.agent.job import LINK_DEADLINE_S, JobAgent
+from qmigrate.agent.monitoring import Looked, Watched
+from qmigrate.agent.pacing import Pace
+from qmigrate.agent.places import runs_systemd
+from qmigrate.agent.protocol import SetJob
+from qmigrate.agent.reporting import report_of
+from qmigrate.core.errors import (
+    CommandError,
+    GuestEndedError,
+    HostError,
+    MonitorError,
+    Problem,
+    QmigrateError,
+    RolledBackError,
+)
+from qmigrate.core.handover import (
+    Effect,
+    Effects,
+    Record,
+    Source,
+    SourceEvent,
+    source_step,
+)
+from qmigrate.core.job import (
+    Announced,
+    AnnounceReport,
+    JobNote,
+    Limits,
+    Mode,
+    SourceSpec,
+    TwinFacts,
+)
+from qmigrate.core.likeness import differences
+from qmigrate.core.model import Address, Finding, RunState, Shape, Side
+from qmigrate.core.takeover import Return, how_to_return, source_after
+from qmigrate.core.tuning import Options, Party, change
+from qmigrate.qmp.events import (
+    Event,
+    MigrationEvent,
+    MigrationStatus,
+    ResetEvent,
+    ResumeEvent,
+    ShutdownEvent,
+    StopEvent,
+)
+from qmigrate.qmp.introspect import shape
+from qmigrate.qmp.migration import MigrationProgress
+
+S, SE, E = Source, SourceEvent, Effect
+
+MONITOR_DEADLINE_S = 5.0  # for the guest's monitor to greet
+TWIN_DEADLINE_S = 30.0  # for the destination's word once the link stands
+LOADING_DEADLINE_S = 15.0  # for both QEMUs to hold the data socket
+READY_DEADLINE_S = 5.0  # for the destination's word while the guest is stopped
+VERDICT_DEADLINE_S = 60.0  # from migrate-continue to QEMU's verdict; device state on a slow wire
+CANCEL_DEADLINE_S = 30.0  # from migrate_cancel to QEMU's terminal event
+ANSWER_DEADLINE_S = 10.0  # for the answer to GO, before people are told that it is not known
+LINK_GRACE_S = 2.0  # for a broken link to come back while the guest still runs here
+QUIT_DEADLINE_S = 20.0  # from quit to the end of the process; it flushes its images
+FAREWELL_DEADLINE_S = 5.0  # for the destination's last words
+SOCKET = "qmigrate-ram"
+
+
+class SourceAgent(JobAgent):
+    """See the module; `spec.source` says which guest."""
+
+    side = Side.SOURCE
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        if self.spec.source is None:
+            raise HostError("a source was started without its part of the job")
+        self.guest: SourceSpec = self.spec.source
+        self.state: Source = S.PREPARED
+        self.limits: Limits = self.spec.limits
+        self.had = RunState.UNKNOWN
+        self.stopped_by_us = False
+        self.touched = False  # the copy began
+        self.cancelled = False
+        self.qemu: Watched
+        self.rtnl: Rtnl
+        self.pidfd: int
+        self.shape: Shape | None = None
+        self.twin: TwinFacts | None = None
+        self.findings: tuple[Finding, ...] = ()
+        self.figures = MigrationProgress(MigrationStatus.NONE)
+        self.stop_us: int | None = None
+        self.running: peer.Running | None = None
+        self.announced: AnnounceReport | None = None
+        self.guest_events: list[str] = []
+        self.left: tuple[str, ...] = ()
+        self.pace = Pace(self, lambda: self.state is S.COPYING)
+        self._watches: list[tuple[AddressWatch, str]] = []
+        self._twin_known = trio.Event()
+        self._loading = trio.Event()
+        self._farewell = trio.Event()
+        self._deadline = trio.CancelScope()  # of whatever the present state waits for
+        self._settled = trio.Event()  # whether the guest was paused by somebody is known
+        self._settled.set()
+
+    async def run(self, *, again: bool) -> None:
+        """Lead the job until END; raise only for a defect."""
+        async with (
+            AsyncExitStack() as self._exits,
+            Rtnl() as self.rtnl,
+            trio.open_nursery() as self.nursery,
+        ):
+            async with self.listening() as endpoint:
+                endpoint.set_peer(self.guest.peer_addresses)
+                self.nursery.start_soon(self.read_inbox)
+                if again:
+                    await self._take_over()
+                else:
+                    await self._open()
+                self.ready.set()
+                if not self.over.is_set():
+                    self.nursery.start_soon(self.keep_link, endpoint, LINK_DEADLINE_S)
+                    if not again:
+                        self.nursery.start_soon(self._prepare)
+                    await self.over.wait()
+            self.nursery.cancel_scope.cancel()
+
+    # Before the first byte
+
+    async def _open(self) -> None:
+        """Take hold of the guest; what fails here is the job's problem, and nothing was touched."""
+        self.record(Record.PREPARED, pid=self.guest.pid, start_ticks=self.guest.start_ticks)
+        try:
+            await self._hold(self.guest.pid, self.guest.start_ticks, self.guest.monitor)
+            self.had = await self.qemu.qemu.status()
+            self.record(Record.PREPARED, had=self.had, monitor=self.guest.monitor)
+        except QmigrateError as exc:
+            self.post(SE.GIVE_UP, exc.problem)
+
+    async def _hold(self, pid: int, start_ticks: int, monitor: str) -> None:
+        pidfd = open_process(pid, start_ticks)
+        if pidfd is None:
+            raise GuestEndedError(f"the guest's QEMU (pid {pid}) has ended")
+        self.pidfd = pidfd
+        self.qemu = Watched(self.qmp_thread, pidfd, monitor, self.spec.guest, self.on_qemu)
+        self.nursery.start_soon(self._follow, self.qemu)
+        await self.qemu.wait_open(MONITOR_DEADLINE_S)
+
+    async def _follow(self, watched: Watched) -> None:
+        await watched.follow()
+        why = next((w for w in self.guest_events if w.startswith("shut down")), None)
+        what = "the guest has " + why if why else "the guest's QEMU ended on the source"
+        self.post(SE.QEMU_GONE, self.trouble(GuestEndedError.code, what))
+
+    async def _prepare(self) -> None:
+        """Meet the peer, compare, tune, connect both QEMUs; then START, or GIVE_UP and why."""
+        try:
+            self.shape = await shape(self.qemu.qemu)
+            await self._within(
+                LINK_DEADLINE_S + TWIN_DEADLINE_S,
+                self._twin_known,
+                "the destination did not say what it has started",
+            )
+            if not self._is_alike():
+                return
+            await self.qemu.tune(Party.SOURCE, self.options())
+            await self._connect_memory()
+            self._learn()
+            if self.spec.mode is Mode.OFFLINE and self.had is RunState.RUNNING:
+                self.stopped_by_us = True
+                self.record(self.entry().record, stopped_by_us=True)
+                await self.qemu.qemu.stop()
+            self.touched = True
+            self.post(SE.START)
+        except QmigrateError as exc:
+            self.post(SE.GIVE_UP, exc.problem)
+
+    async def _within(self, deadline_s: float, event: trio.Event, what: str) -> None:
+        with trio.move_on_after(deadline_s):
+            await event.wait()
+            return
+        raise HostError(
+            f"{what} within {deadline_s:g} s", phase=str(self.state), host=self.spec.peer_host
+        )
+
+    def _is_alike(self) -> bool:
+        """Compare both QEMUs; a difference ends the job."""
+        if self.shape is None or self.twin is None:
+            return False
+        self.findings = tuple(differences(self.shape, self.twin.shape, host=self.spec.peer_host))
+        if self.findings:
+            what = "; ".join(finding.message for finding in self.findings)
+            problem = Problem("blocked", what, "prepare", self.spec.peer_host, None, None)
+            self.post(SE.GIVE_UP, problem)
+        return not self.findings
+
+    def options(self) -> Options:
+        """Return what the tuning table needs of the user's limits."""
+        return Options(
+            downtime_limit_ms=self.limits.downtime_ms,
+            bandwidth_bps=self.limits.bandwidth_bps or None,
+        )
+
+    async def _connect_memory(self) -> None:
+        if self.link is None or self.endpoint is None:
+            raise HostError("the link broke before the copy began", host=self.spec.peer_host)
+        await self.send(peer.Load(SOCKET))
+        with await self.endpoint.data_socket(self.link, SOCKET, LOADING_DEADLINE_S) as data:
+            await self.qemu.qemu.monitor.pass_fd(data.fileno(), SOCKET)
+        self._exits.push_async_callback(self._forget_socket)
+        await self._within(
+            LOADING_DEADLINE_S, self._loading, "the destination's QEMU did not begin to load"
+        )
+
+    async def _forget_socket(self) -> None:
+        """Close what QEMU was given and never used."""
+        if not self.touched:
+            try:
+                await self.qemu.qemu.close_fd(SOCKET)
+            except MonitorError as exc:
+                self.say(f"closefd: {exc}")
+
+    def _learn(self) -> None:
+        """Watch the guest's taps for the addresses it speaks for."""
+        if self.shape is None:
+            return
+        for tap, (_, mac) in zip(self.guest.taps, self.shape.macs, strict=False):
+            try:
+                self._watches.append((learn_addresses(self.nursery, tap, mac), mac))
+            except NetsetupError as exc:
+                self.say(f"addresses are not learned on {tap}: {exc.what}")
+
+    def _learned(self) -> tuple[Announced, ...]:
+        return tuple(
+            Announced(mac, str(sighting.address), "seen")
+            for watch, mac in self._watches
+            for sighting in watch.sightings
+        )
+
+    async def _take_over(self) -> None:
+        """Go on from the journal of an agent that died."""
+        entry = self.entry()
+        self.say(f"taking over at {entry.record}")
+        self.had, self.stopped_by_us = entry.had, entry.stopped_by_us
+        looked = Looked.gone()
+        if entry.pid is not None and entry.start_ticks is not None and entry.monitor is not None:
+            try:
+                await self._hold(entry.pid, entry.start_ticks, entry.monitor)
+                looked = await self.qemu.look()
+            except GuestEndedError as exc:
+                self.problem = exc.problem
+        self.touched = True
+        what = "the source's agent died during the job and another went on"
+        self.problem = self.problem or self.trouble("rolled-back", what)
+        self.state, effects = source_after(entry.record, looked.look)
+        self._wait_by_state()
+        await self.carry_out(effects)
+
+    # The peer
+
+    def point(self, addresses: tuple[Address, ...]) -> None:
+        """Learn where the destination listens."""
+        if self.endpoint is not None:
+            self.endpoint.set_peer(addresses)
+
+    async def connected(self) -> None:
+        """A link stands (again): the table says what must be repeated."""
+        if self.state is not S.PREPARED:
+            self.post(SE.CONNECTED)
+
+    def unlinked(self, problem: Problem, *, first: bool) -> None:
+        """Give up while the guest still runs here; later QEMU or the answer decides."""
+        if first or self.state is S.HELD:
+            self.post(SE.GIVE_UP, problem)
+        elif self.state in (S.PREPARED, S.COPYING):
+            self.nursery.start_soon(self._give_up_unless_linked, problem)
+
+    async def _give_up_unless_linked(self, problem: Problem) -> None:
+        with trio.move_on_after(LINK_GRACE_S):
+            await self.wait_linked()
+            return
+        if self.state in (S.PREPARED, S.COPYING, S.HELD):
+            self.post(SE.GIVE_UP, problem)
+
+    async def heard(self, message: peer.Message) -> None:
+        """Turn a message of the destination's into an event."""
+        match message:
+            case peer.Twin():
+                self.twin = message.facts
+                self._twin_known.set()
+            case peer.Loading():
+                self._loading.set()
+            case peer.Ready():
+                await self._settled.wait()
+                self.post(SE.CHECKED)
+            case peer.Loaded():
+                self.post(SE.LOADED)
+            case peer.Running():
+                self.running = message
+                self.post(SE.RUNNING)
+            case peer.Refused():
+                self.post(SE.REFUSED, self._theirs(message.reason))
+            case peer.Returned():
+                self.post(SE.RETURNED, self._theirs(message.reason))
+            case peer.Lost():
+                self.post(SE.LOST, self._theirs(message.reason))
+            case peer.Farewell():
+                self.left += tuple(f"{self.spec.peer_host}: {what}" for what in message.leftovers)
+                self._farewell.set()
+            case _:
+                self.say(f"not for a source: {type(message).__name__}")
+
+    def _theirs(self, reason: str) -> Problem:
+        return Problem("rolled-back", reason, str(self.state), self.spec.peer_host, None, None)
+
+    def cancel(self) -> None:
+        """Take a person's wish to stop; the table says whether it can still be granted."""
+        self.post(SE.CANCEL)
+
+    async def change(self, request: SetJob) -> str:
+        """Change the limits of a running copy; return what holds now, in words."""
+        limits = self.limits
+        self.limits = replace(
+            limits,
+            downtime_ms=limits.downtime_ms if request.downtime_ms is None else request.downtime_ms,
+            max_downtime_ms=(
+                limits.max_downtime_ms
+                if request.max_downtime_ms is None
+                else request.max_downtime_ms
+            ),
+            bandwidth_bps=(
+                limits.bandwidth_bps if request.bandwidth_bps is None else request.bandwidth_bps
+            ),
+        )
+        if self.state is S.COPYING:
+            await self.qemu.qemu.set_tuning(change(self.options()))
+        return (
+            f"downtime limit {self.limits.downtime_ms} ms, at most "
+            f"{self.limits.max_downtime_ms} ms, bandwidth "
+            f"{self.limits.bandwidth_bps or 'unlimited'}"
+        )
+
+    # QEMU
+
+    async def on_qemu(self, event: Event) -> None:
+        """Turn an event of the guest's QEMU into one of the table's."""
+        match event:
+            case StopEvent():
+                self.stop_us = event.timestamp_us
+                self._settled = trio.Event()
+                self.nursery.start_soon(self._who_stopped, self._settled)
+            case ResumeEvent():
+                self.stop_us = None
+                if self.state is S.COPYING:
+                    self.had = RunState.RUNNING
+            case ShutdownEvent():
+                self.guest_events.append(f"shut down: {event.reason}")
+            case ResetEvent():
+                self.guest_events.append(f"was reset: {event.reason}")
+            case MigrationEvent(status=MigrationStatus.PRE_SWITCHOVER):
+                self.mark("pre-switchover")
+                self.post(SE.PRE_SWITCHOVER)
+            case MigrationEvent(status=MigrationStatus.COMPLETED):
+                self.mark("completed")
+                self.post(SE.QEMU_COMPLETED)
+            case MigrationEvent(status=MigrationStatus.FAILED | MigrationStatus.CANCELLED):
+                self.nursery.start_soon(self._runs_on, event.status)
+            case _:
+                pass
+
+    async def _who_stopped(self, settled: trio.Event) -> None:
+        """Find out whether QEMU stopped the guest for the switchover, or somebody paused it."""
+        try:
+            state = await self.qemu.qemu.status()
+            if state in (RunState.PAUSED, RunState.SHUTDOWN) and not self.stopped_by_us:
+                self.had = state
+        except MonitorError as exc:
+            self.say(f"why the guest stopped is not known: {exc}")
+        settled.set()
+
+    async def _runs_on(self, status: MigrationStatus) -> None:
+        problem = None
+        if status is MigrationStatus.FAILED:
+            words = None
+            try:
+                words = (await self.qemu.qemu.query_migrate()).error_desc
+            except MonitorError as exc:
+                self.say(f"why QEMU failed is not known: {exc}")
+            what = "QEMU on the source ended the migration"
+            problem = self.trouble("rolled-back", what, last_words=words)
+        self.post(SE.QEMU_RUNS_ON, problem)
+
+    # The table's effects
+
+    def step(self, event: Any) -> tuple[Source, Effects]:
+        """See `core.handover.SOURCE`; a change of state calls off what the old one waited for."""
+        following, effects = source_step(self.state, event)
+        if event is SE.CANCEL and following in (S.BACK, S.CANCELLING):
+            self.cancelled = self.cancelled or self.problem is None
+        if following is not self.state:
+            self._deadline.cancel()
+            self._wait_by_state(following)
+        return following, effects
+
+    def _wait_by_state(self, state: Source | None = None) -> None:
+        """Give the state that begins now an end, where it could wait for ever."""
+        match state or self.state:
+            case S.HELD:
+                waits = (READY_DEADLINE_S, SE.GIVE_UP, "the destination was not ready")
+            case S.SWITCHING:
+                waits = (VERDICT_DEADLINE_S, SE.STUCK, "QEMU came to no verdict")
+            case S.CANCELLING:
+                waits = (CANCEL_DEADLINE_S, SE.STUCK, "QEMU did not end the migration")
+            case S.AWAY | S.LEFT:
+                waits = (ANSWER_DEADLINE_S, SE.NO_ANSWER, "the destination did not answer")
+            case _:
+                return
+        self._deadline = self.post_later(*waits)
+
+    async def effect(self, effect: Effect) -> None:
+        """Carry out one effect on the source."""
+        match effect:
+            case E.MIGRATE:
+                await self._migrate()
+            case E.CHECK:
+                await self.send(peer.AreYouReady(self._learned()))
+            case E.MIGRATE_CONTINUE:
+                await self._continue()
+            case E.MIGRATE_CANCEL:
+                await self._cancel()
+            case E.SEND_GO:
+                await self.send(peer.Go(run=self.had is RunState.RUNNING))
+                self.mark("go sent")
+            case E.SEND_ASK:
+                await self.send(peer.Ask())
+            case E.SEND_REFUSE:
+                await self.send(peer.Refuse(self._reason()))
+            case E.SEND_FINISH:
+                await self.send(peer.Finish())
+            case E.QUIT_QEMU:
+                self.nursery.start_soon(self._quit)
+            case E.RETURN_GUEST:
+                self.nursery.start_soon(self._return_guest)
+            case E.ANNOUNCE:
+                self.nursery.start_soon(self._announce)
+            case E.CLEAN:
+                await self._clean()
+            case E.ANSWER_DECIDING:
+                self.tell(JobNote(warning="too late to cancel: the handover is being decided"))
+            case E.REPORT_UNKNOWN:
+                self.tell(JobNote(unknown=self._unknown()))
+            case E.END:
+                self.nursery.start_soon(self._end)
+            case _:
+                raise HostError(f"a source cannot {effect}")
+
+    def _reason(self) -> str:
+        if self.problem is None:
+            return "cancelled" if self.cancelled else "no reason is recorded"
+        words = self.problem.last_words
+        return f"{self.problem.what}: {words}" if words else self.problem.what
+
+    async def _migrate(self) -> None:
+        self.mark("migrate")
+        try:
+            await self.qemu.qemu.migrate_fd(SOCKET)
+        except CommandError as exc:
+            self.post(SE.QEMU_RUNS_ON, exc.problem)
+            return
+        self.nursery.start_soon(self.pace.run, self._give_up)
+
+    def _give_up(self, why: RolledBackError) -> None:
+        self.post(SE.GIVE_UP, why.at(host=self.spec.host).problem)
+
+    async def _continue(self) -> None:
+        self.mark("continue")
+        try:
+            await self.qemu.qemu.migrate_continue()
+        except CommandError as exc:
+            # It is no longer at pre-switchover: its event says what it is, or is on its way.
+            self.say(f"migrate-continue: {exc.problem.last_words}")
+
+    async def _cancel(self) -> None:
+        try:
+            await self.qemu.qemu.migrate_cancel()
+            looked = await self.qemu.look()
+        except MonitorError as exc:
+            self.say(f"migrate_cancel: {exc}")
+            return
+        if looked.status is MigrationStatus.NONE:  # it never began: there will be no event
+            self.post(SE.QEMU_RUNS_ON)
+
+    async def _quit(self) -> None:
+        """End the source's QEMU; the destination is proved, so nothing but its end is wanted."""
+        try:
+            self.figures = await self.qemu.qemu.query_migrate()
+        except MonitorError as exc:
+            self.say(f"QEMU's figures are not known: {exc}")
+        try:
+            if self.guest.unit:
+                await stop_unit(self.guest.unit)
+            else:
+                await self.qemu.qemu.quit()
+        except (MonitorError, HostError) as exc:
+            self.say(f"quit: {exc}")
+        with trio.move_on_after(QUIT_DEADLINE_S):
+            await twin.wait_end(self.pidfd)
+            self.post(SE.QUIT)
+            return
+        self.say("QEMU did not end after quit: it is killed")
+        try:
+            await twin.kill(self.pidfd)
+            self.post(SE.QUIT)
+        except HostError as exc:
+            self.left += (f"{self.spec.host}: {exc.problem.what}",)
+            self.post(SE.STUCK, exc.problem)
+
+    async def _return_guest(self) -> None:
+        """Bring the guest back to the state it had, then the parameters it had."""
+        if not hasattr(self, "qemu"):
+            self.post(SE.RETURNED_HERE)
+            return
+        try:
+            looked = await self.qemu.look()
+            how = how_to_return(looked.state, self.had, stopped_by_us=self.stopped_by_us)
+            if how is Return.CONT:
+                await self.qemu.qemu.cont()
+            elif how is Return.ACTIVATE:
+                await self.qemu.qemu.blockdev_set_active(active=True)
+            await self.qemu.restore()
+            self.post(SE.RETURNED_HERE)
+        except MonitorError as exc:
+            if twin.has_ended(self.pidfd):
+                return  # QEMU_GONE comes by itself
+            self.post(SE.STUCK, exc.problem)
+
+    async def _announce(self) -> None:
+        """Tell the network that the guest is still, or again, here."""
+        if self.shape is None:
+            return
+        for tap, (_, mac) in zip(self.guest.taps, self.shape.macs, strict=False):
+            known = [ip_address(a.address) for a in self._learned() if a.mac == mac]
+            try:
+                link = await self.rtnl.link(tap)
+                if link is None or link.master is None:
+                    continue
+                planned = plan(known, mac)
+                async with arm(self.rtnl, planned, interface=link.master, tap=tap) as announcer:
+                    await announcer.fire(self.nursery)
+            except NetsetupError as exc:
+                self.say(f"{tap} is not announced: {exc.what}")
+
+    async def _clean(self) -> None:
+        """Remove what a guest that has left lived on here, if it was ours."""
+        gone = self.state is S.DONE and self.running is not None
+        if gone or self.state is S.ENDED:
+            left = await twin.remove(self.rtnl, self.guest.tag)
+            self.left += tuple(f"{self.spec.host}: {what}" for what in left)
+
+    def _unknown(self) -> Problem:
+        what = self.problem.what if self.problem else "the destination has not said"
+        return Problem(
+            "unknown-outcome",
+            f"who runs the guest cannot be known here: {what}",
+            str(self.state),
+            self.spec.peer_host,
+            self.problem.last_words if self.problem else None,
+            f"nothing was resumed or killed; come back with: qmigrate watch {self.spec.job}",
+        )
+
+    async def _end(self) -> None:
+        """Hear the destination out, report, leave."""
+        if self.link is not None:
+            with trio.move_on_after(FAREWELL_DEADLINE_S):
+                await self._farewell.wait()
+        heard = self._farewell.is_set() or self.twin is None
+        if not heard:
+            self.left += (f"{self.spec.peer_host}: not heard of since the link broke",)
+        self.finish(report_of(self))
+        self.over.set()
+
+
+async def stop_unit(unit: str) -> None:
+    """Stop the systemd unit that the guest's QEMU is in; raise `HostError` if systemd refuses."""
+    if not runs_systemd():
+        raise HostError(f"no systemd runs here that could stop {unit}")
+    done = await trio.run_process(
+        ["systemctl", "stop", "--", unit], check=False, capture_stderr=True
+    )
+    if done.returncode:
+        words = done.stderr.decode(errors="replace").strip()
+        raise HostError(f"systemctl stop {unit} failed", last_words=words)

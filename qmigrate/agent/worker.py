@@ -1,0 +1,103 @@
+"""A job's own agent: reads what it is told, opens the journal, is one side to the end."""
+
+import gc
+import os
+import sys
+
+import trio
+
+from qmigrate.agent.destination import DestinationAgent
+from qmigrate.agent.door import Door
+from qmigrate.agent.guardian import KEEP_JOURNAL, OVER, Inherited
+from qmigrate.agent.job import JobAgent
+from qmigrate.agent.journal import Journal
+from qmigrate.agent.places import JobPlaces
+from qmigrate.agent.protocol import (
+    AwaitReady,
+    CancelJob,
+    Done,
+    JobStarted,
+    PointJob,
+    SetJob,
+    WatchJob,
+    parse_json_untrusted,
+    structure_untrusted,
+)
+from qmigrate.agent.server import AgentContext, Handler
+from qmigrate.agent.source import SourceAgent
+from qmigrate.core.errors import HostError, QmigrateError
+from qmigrate.core.job import JobReport, JobSpec
+from qmigrate.core.model import Side
+from qmigrate.qmp.client import QmpThread
+
+FLUSH_S = 1.0  # after the end, for watchers to read the report
+
+
+def main(words: list[str]) -> int:
+    """Be the job's agent: `words` are the job's id, the descriptors, and "again" for a takeover."""
+    job, again = words[0], words[-1] == "again"
+    inherited = Inherited.parse(words[1:4])
+    told = os.pread(inherited.spec, os.fstat(inherited.spec).st_size, 0)
+    spec = structure_untrusted(parse_json_untrusted(told), JobSpec)
+    places = JobPlaces(job)
+    # A collection in the middle of the switchover would be part of the guest's blackout.
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    return trio.run(_work, spec, places, inherited, again)
+
+
+async def _work(spec: JobSpec, places: JobPlaces, inherited: Inherited, again: bool) -> int:
+    journal = Journal.open(places.journal) if again else Journal.create(places.journal)
+    again = journal.entry is not None  # an agent that died before its first record did nothing
+    with journal, QmpThread() as thread:
+        kind = SourceAgent if spec.side is Side.SOURCE else DestinationAgent
+        agent: JobAgent = kind(spec, places, journal, thread)
+        door = Door(inherited.door, _handlers(agent))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(door.serve)
+            await agent.run(again=again)
+            with trio.move_on_after(FLUSH_S):
+                await door.wait_alone()
+            nursery.cancel_scope.cancel()
+        sys.stderr.flush()
+        return KEEP_JOURNAL if agent.unheard else OVER
+
+
+def _handlers(agent: JobAgent) -> dict[type, Handler]:
+    async def await_ready(_ctx: AgentContext, _request: AwaitReady) -> JobStarted:
+        await agent.ready.wait()
+        if agent.problem is not None:
+            raise QmigrateError.of(agent.problem)
+        if agent.endpoint is None:
+            raise HostError("the job's agent listens nowhere")
+        return JobStarted(agent.endpoint.addresses)
+
+    async def point(_ctx: AgentContext, request: PointJob) -> Done:
+        agent.point(request.addresses)
+        return Done()
+
+    async def watch(ctx: AgentContext, _request: WatchJob) -> JobReport:
+        report = await agent.watch(ctx.note)
+        if report is None:
+            raise HostError("the job's agent ended without a report")
+        return report
+
+    async def change(_ctx: AgentContext, request: SetJob) -> Done:
+        if not isinstance(agent, SourceAgent):
+            raise HostError("limits are the source's to change")
+        return Done(await agent.change(request))
+
+    async def cancel(_ctx: AgentContext, _request: CancelJob) -> Done:
+        if not isinstance(agent, SourceAgent):
+            raise HostError("a job is cancelled at its source")
+        agent.cancel()
+        return Done(f"asked in state {agent.state}")
+
+    return {
+        AwaitReady: await_ready,
+        PointJob: point,
+        WatchJob: watch,
+        SetJob: change,
+        CancelJob: cancel,
+    }
