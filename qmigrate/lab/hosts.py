@@ -6,6 +6,7 @@ That has one trap. A dying PID namespace waits until each of its processes has b
 those whose parent is outside: `reap` does that for the children of this very process.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -85,6 +86,16 @@ def pids_in(init: int) -> list[int]:
         except OSError:  # ended meanwhile
             continue
     return sorted(found)
+
+
+def open_members(init: int) -> dict[int, int]:
+    """Return a pidfd for each live process in the PID namespace of `init` but itself, by pid."""
+    found = {}
+    for pid in pids_in(init):
+        if pid != init:
+            with contextlib.suppress(ProcessLookupError):
+                found[pid] = os.pidfd_open(pid)
+    return found
 
 
 def is_zombie(process: str) -> bool:

@@ -44,8 +44,8 @@ from qmigrate.lab.topology import (
 )
 
 UP_DEADLINE_S: Final = 60.0  # takes 0.3 s; each step within has a deadline of its own
-END_DEADLINE_S: Final = 10.0  # takes 0.1 s; 2 s where a lazy process 1 must reap first
-POWER_DEADLINE_S: Final = 5.0  # SIGKILL to dead; takes 10 ms
+END_DEADLINE_S: Final = 10.0  # for what was killed to be dead; takes 10 ms
+BURIAL_DEADLINE_S: Final = 3.0  # for others to reap theirs; a lazy process 1 takes 2 s
 POWER_ON_DEADLINE_S: Final = 60.0  # as `UP_DEADLINE_S`
 RUN_DEADLINE_S: Final = 60.0  # for a command whose caller names no other
 PASSED_ON: Final = ("TERM", "LANG", "LC_ALL", "NO_COLOR", "COLUMNS", "LINES")  # how output looks
@@ -141,15 +141,19 @@ class Lab:
         pidfd = syscalls.open_holder(lock)
         if pidfd is None:
             return
-        members = hosts.pids_in(syscalls.holder(lock) or 0)
-        syscalls.send_signal(pidfd, signal.SIGKILL)
-        hosts.reap(self.name, POWER_DEADLINE_S, host=host)
-        ended = syscalls.wait_for_end(pidfd, POWER_DEADLINE_S)
-        os.close(pidfd)
-        # Its namespace also waits for processes that other programs entered and did not reap:
-        # those are dead, and theirs to bury.
-        if not ended and (alive := [pid for pid in members if _lives(pid)][1:]):
-            raise HostError(f"processes {alive} outlived the power loss", host=host)
+        inside = hosts.open_members(syscalls.holder(lock) or 0)
+        try:
+            syscalls.send_signal(pidfd, signal.SIGKILL)
+            hosts.reap(self.name, END_DEADLINE_S, host=host)
+            for member, descriptor in inside.items():
+                if not syscalls.wait_for_end(descriptor, END_DEADLINE_S):
+                    raise HostError(f"process {member} outlived the power loss", host=host)
+            # The init ends last: its namespace waits until all that ran in it is reaped. What
+            # another program put there and does not reap is dead all the same.
+            syscalls.wait_for_end(pidfd, BURIAL_DEADLINE_S)
+        finally:
+            for descriptor in (pidfd, *inside.values()):
+                os.close(descriptor)
 
     def power_on(self, host: str) -> None:
         """Give `host` its power again: new boot id, empty /run, cables as the topology has them."""
@@ -428,7 +432,7 @@ class Lab:
         try:
             syscalls.send_signal(pidfd, signal.SIGTERM)
             hosts.reap(self.name, END_DEADLINE_S)
-            if not syscalls.wait_for_end(pidfd, END_DEADLINE_S):
+            if not syscalls.wait_for_end(pidfd, BURIAL_DEADLINE_S):
                 # It waits for a node whose dead another program does not bury, or it is stuck.
                 syscalls.send_signal(pidfd, signal.SIGKILL)
                 syscalls.wait_for_end(pidfd, END_DEADLINE_S)

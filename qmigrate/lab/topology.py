@@ -232,12 +232,19 @@ def working_links(topology: Topology, name: str, cables: tuple[Cable, ...]) -> l
     return [*plugged, *(b.name for b in bridges if not set(plugged).isdisjoint(b.ports))]
 
 
-def address_lines(topology: Topology, name: str) -> list[str]:
-    """Return ``ip -batch`` lines, for within the node, that give it its addresses and routes."""
+def address_lines(
+    topology: Topology, name: str, replugged: tuple[Cable, ...] | None = None
+) -> list[str]:
+    """Return ``ip -batch`` lines, for within the node, that give it its addresses and routes.
+
+    With `replugged` only those that were lost with the links of these cables.
+    """
     node = topology.node(name)
+    lost = {end.interface for cable in replugged or () for end in cable.ends if end.node == name}
+    addresses = [a for a in node.addresses if replugged is None or a.interface in lost]
     return [
-        *(f"address add {a.address} dev {a.interface}" for a in node.addresses),
-        *(f"route add {r.to} via {r.via}" for r in node.routes),
+        *(f"address add {a.address} dev {a.interface}" for a in addresses),
+        *(f"route replace {r.to} via {r.via}" for r in node.routes if addresses),
     ]
 
 

@@ -88,7 +88,9 @@ class Warden:
         init.run_batch(["ip"], cable_lines(self._topology, on, self._namespace))
         for neighbour in {end.node for cable in on for end in cable.ends} - {name}:
             inside = self._inside(neighbour)
-            init.run_batch([*inside, "ip"], port_lines(self._topology, neighbour, on))
+            lines = port_lines(self._topology, neighbour, on)
+            lines += address_lines(self._topology, neighbour, on)
+            init.run_batch([*inside, "ip"], lines)
             if rates := rate_lines(neighbour, on):
                 init.run_batch([*inside, "tc"], rates)
         self._configure([name], on)
