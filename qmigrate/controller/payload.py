@@ -41,14 +41,12 @@ OWN_PACKAGES = (
 )
 # Parts of them that no agent imports: tests, command lines, terminal programs.
 LEFT_OUT = (
-    "attr/_typing_compat.pyi",
     "idna/cli.py",
     "idna/__main__.py",
+    "pyroute2/dhcp/cli.py",
     "pyroute2/fixtures/",
     "qemu/qmp/qmp_shell.py",
     "qemu/qmp/qmp_tui.py",
-    "trio/_tests/",
-    "trio/_core/_tests/",
     "trio/_tools/",
     "trio/testing/",
 )
@@ -78,7 +76,9 @@ def _files_of(name: str) -> Iterator[tuple[str, Path]]:
         if path.suffix in COMPILED:
             what = f"{name} {found.version} holds compiled code ({path}) and cannot be pushed"
             raise AgentStartError(what, phase="payload")
-        if path.suffix == ".py" and path.parts[0] != ".." and not str(path).startswith(LEFT_OUT):
+        if path.suffix != ".py" or {"..", "_tests", "__pycache__"} & set(path.parts):
+            continue
+        if not str(path).startswith(LEFT_OUT):
             yield str(path), Path(str(found.locate_file(entry)))
 
 

@@ -22,6 +22,7 @@ from qmigrate.core.model import HostSpec
 SSHD = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
 PLAIN_USER = "qmtest"
 PLAIN_UID = 60123
+INSIDE = "/run/test"  # the server's directory as logins see it: a bind asks no parent's mode
 
 
 def keygen(
@@ -87,6 +88,19 @@ class Sshd:
         """Return how the controller reaches this server."""
         return HostSpec(name, name, ssh_config=str(self.config), **more)  # type: ignore[arg-type]
 
+    def fake_bin(self, *commands: str, **scripts: str) -> None:
+        """Let logins find only these commands of the machine, and these scripts."""
+        directory = self.directory / "bin"
+        directory.mkdir()
+        for command in ("sh", "id", "tail", *commands):
+            found = shutil.which(command, path="/usr/bin:/bin")  # a shim in a home is nobody else's
+            (directory / command).symlink_to(found or "/nowhere")
+        for name, script in scripts.items():
+            path = directory / name.replace("_", ".")
+            path.write_text("#!/bin/sh\n" + script)
+            path.chmod(0o755)
+        self.options.append(f"SetEnv PATH={INSIDE}/bin")
+
     def inside(self, *argv: str) -> str:
         """Run a command in the server's namespace."""
         enter = ["nsenter", f"--mount=/proc/{self.holder}/ns/mnt", "--", *argv]
@@ -124,7 +138,7 @@ class Sshd:
 def _settings(directory: Path, host_keys: Sequence[str]) -> str:
     lines = [
         *(f"HostKey {directory}/host_{kind}" for kind in host_keys),
-        f"AuthorizedKeysFile {directory}/authorized_keys",
+        f"AuthorizedKeysFile {INSIDE}/authorized_keys",
         "PidFile none",
         "UsePAM no",
         "StrictModes no",
@@ -142,7 +156,8 @@ set -e
 mount --make-rprivate /
 mount -t tmpfs -o mode=755 none /run
 mount -t tmpfs -o mode=755 none /var/cache
-mkdir -p /run/sshd
+mkdir -p /run/sshd /run/test
+mount --bind "$1" /run/test
 for file in passwd shadow group; do mount --bind "$1/$file" /etc/$file; done
 if [ -e /etc/sudoers ]; then mount --bind "$1/sudoers" /etc/sudoers; fi
 echo ready
@@ -151,11 +166,20 @@ exec cat
 
 
 def _account_files(directory: Path, sudoers: str) -> None:
+    directory.chmod(0o755)
     home = directory / "home"
     home.mkdir()
     os.chown(home, PLAIN_UID, PLAIN_UID)
-    entry = f"{PLAIN_USER}:x:{PLAIN_UID}:{PLAIN_UID}::{home}:/bin/sh\n"
-    (directory / "passwd").write_text(Path("/etc/passwd").read_text() + entry)
+    # A plain shell and an empty home for both: no rc file of this machine gets a say.
+    (directory / "root").mkdir(mode=0o700)
+    accounts = [
+        line
+        for line in Path("/etc/passwd").read_text().splitlines()
+        if not line.startswith("root:")
+    ]
+    root = f"root:x:0:0:root:{INSIDE}/root:/bin/sh"
+    plain = f"{PLAIN_USER}:x:{PLAIN_UID}:{PLAIN_UID}::{INSIDE}/home:/bin/sh"
+    (directory / "passwd").write_text("\n".join([root, *accounts, plain]) + "\n")
     group = Path("/etc/group").read_text() + f"{PLAIN_USER}:x:{PLAIN_UID}:\n"
     (directory / "group").write_text(group)
     shadow = directory / "shadow"
@@ -171,8 +195,6 @@ async def running_sshd(
 ) -> AsyncIterator[Sshd]:
     """Yield a server that root and a plain user may log in to with the key `id`."""
     assert pwd.getpwuid(os.getuid()).pw_name == "root"
-    for parent in (directory, *directory.parents[:2]):
-        parent.chmod(0o755)  # the plain user's home is below
     for kind in host_keys:
         keygen(directory / f"host_{kind}", kind)
     keygen(directory / "id")
