@@ -42,7 +42,8 @@ def summarise(period: Period, control: Period | None, *, interval_s: float) -> O
     """Reduce a period to figures.
 
     Each lost probe stands for the interval that it opened: a run of them spans from the sending of
-    the first to that of the last, plus one interval.
+    the first to that of the last, plus one interval. A silence belongs to the period in which it
+    ends, so that one which begins right at the mark is not missed.
     """
     answered = {reply.probe for reply in period.replies}
     longest_s = 0.0
@@ -53,19 +54,21 @@ def summarise(period: Period, control: Period | None, *, interval_s: float) -> O
             continue
         first_lost_s = at_s if first_lost_s is None else first_lost_s
         longest_s = max(longest_s, at_s - first_lost_s + interval_s)
+    began_s = min(period.sent.values(), default=float("inf"))
+    replies = [*(control.replies if control else ()), *period.replies]
+    silences = list(pairwise(sorted(reply.at_s for reply in replies)))
     return Outage(
         lost_ms=round(longest_s * 1e3, 2),
         lost_probes=len(period.sent.keys() - answered),
-        longest_gap_ms=_longest_gap_ms(reply.at_s for reply in period.replies),
-        noise_floor_ms=_longest_gap_ms(r.at_s for r in control.replies) if control else None,
+        longest_gap_ms=_longest_ms(silence for silence in silences if silence[1] >= began_s),
+        noise_floor_ms=_longest_ms(silence for silence in silences if silence[1] < began_s),
         probes=len(period.sent),
-        own_delay_ms=_longest_gap_ms(period.sent.values()),
+        own_delay_ms=_longest_ms(pairwise(period.sent.values())),
     )
 
 
-def _longest_gap_ms(stamps: Iterable[float]) -> float | None:
-    gaps = (later - earlier for earlier, later in pairwise(sorted(stamps)))
-    longest_s = max(gaps, default=None)
+def _longest_ms(spans: Iterable[tuple[float, float]]) -> float | None:
+    longest_s = max((end - begin for begin, end in spans), default=None)
     return None if longest_s is None else round(longest_s * 1e3, 2)
 
 

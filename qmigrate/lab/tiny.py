@@ -9,12 +9,17 @@ from pathlib import Path
 from qmigrate.core.tiny import DEFAULT, Marks, TinySpec, boot_sector, compare_marks, read_marks
 from qmigrate.lab.cache import cache_directory, write_atomically
 
+DISK_BYTES = 1 << 20  # SeaBIOS boots no AHCI or virtio disk that is smaller than a cylinder
+
 ReadMemory = Callable[[int, int], Awaitable[bytes]]  # guest-physical address, size in bytes
 
 
 def write_image(path: Path, spec: TinySpec = DEFAULT) -> Path:
-    """Write the 512 bytes to `path`, whole or not at all; return `path`."""
-    write_atomically(path, boot_sector(spec))
+    """Write the image to `path`, whole or not at all; return `path`.
+
+    It serves as ``-kernel`` and, padded to 1 MiB, as any kind of disk.
+    """
+    write_atomically(path, _content(spec))
     return path
 
 
@@ -22,11 +27,15 @@ def image_path(spec: TinySpec = DEFAULT) -> Path:
     """Return a file with the image `spec`, made in the cache if it is not there yet."""
     path = cache_directory("images") / f"tiny-{spec.mib}m-{spec.hz}hz.bin"
     try:
-        if path.read_bytes() == boot_sector(spec):
+        if path.read_bytes() == _content(spec):
             return path
     except FileNotFoundError:
         pass
     return write_image(path, spec)
+
+
+def _content(spec: TinySpec) -> bytes:
+    return boot_sector(spec).ljust(DISK_BYTES, b"\0")
 
 
 async def verify(

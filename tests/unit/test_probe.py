@@ -47,7 +47,7 @@ def period(
             0.0,
             0,
             51.5,
-        ),  # queued on the way, all answered
+        ),  # queued, all answered
     ],
 )
 def test_lost_probes_and_silence_are_two_figures(lost, late, lost_ms, lost_probes, gap_ms) -> None:
@@ -72,6 +72,11 @@ def test_the_noise_floor_is_the_longest_gap_of_the_control() -> None:
     outage, problem = history.report(10.0, interval_s=INTERVAL_S)
     assert (outage.noise_floor_ms, outage.lost_ms, outage.longest_gap_ms) == (4.0, 20.0, 22.0)
     assert problem == ""
+
+
+def test_a_silence_that_begins_right_at_the_mark_is_not_missed() -> None:
+    control, move = period(set()), period(set(range(100, 150)), first=100)
+    assert summarise(move, control, interval_s=INTERVAL_S).longest_gap_ms == 102.0
 
 
 def test_a_report_does_not_count_probes_that_were_sent_after_it_was_asked_for() -> None:
