@@ -29,7 +29,7 @@ IMPROVEMENT = 0.9  # less than this part of the best before is progress, not noi
 STEP = 2  # a step doubles the limit: four of them from 20 ms to 300 ms
 MARGIN = 1.2  # a limit meant to be enough is this much above what was measured
 KEPT_SAMPLES = 256  # in memory; older ones are thinned out
-RECENT_PASSES = 5  # over which the figures are taken
+RECENT = 20  # times of passes, over which the figures are taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +112,15 @@ def decide(
     if not passes:
         return Keep()
     since_s = max(_last_improvement_s(passes), raised_at_s)
-    in_vain = sum(p.count for p in passes if p.ended_s > since_s)
+    vain = [p for p in passes if p.ended_s > since_s]
     at_most = limit_ms >= max_limit_ms
     patience = (last_patience_s, LAST_PATIENCE_PASSES) if at_most else (patience_s, PATIENCE_PASSES)
-    if now_s - since_s < patience[0] or in_vain < patience[1]:
+    if now_s - since_s < patience[0] or sum(p.count for p in vain) < patience[1]:
         return Keep()
-    needed_ms = statistics.median(p.needed_ms for p in passes[-RECENT_PASSES:])
+    # The mean: where a pass takes about as long as from sample to sample, its time is seen as none
+    # or two of these, and only many together are right.
+    recent = vain[-RECENT:]
+    needed_ms = statistics.fmean((p.needed_ms for p in recent), (p.count for p in recent))
     figures = _figures(samples[-1], needed_ms)
     if at_most:
         return GiveUp(f"{figures}; {max(limit_ms, max_limit_ms)} ms are allowed")
