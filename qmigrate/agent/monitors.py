@@ -16,7 +16,6 @@ import os
 import socket
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import trio
 
@@ -130,8 +129,7 @@ def connect(guest: Process, candidate: Candidate) -> tuple[str, socket.socket]:
     problem: MonitorError | None = None
     for path in _addresses(guest.pid, candidate.name):
         try:
-            with _short(path) as address:
-                sock = dial(address, name=_called(guest))
+            sock = dial(path, name=_called(guest))
         except MonitorUnreachableError as exc:
             problem = problem or MonitorUnreachableError(
                 f"nothing answers at {path}, where process {guest.pid} listens",
@@ -164,7 +162,9 @@ def _addresses(pid: int, name: str) -> Iterator[str]:
         yield "\0" + name[1:]
     elif not name.startswith("/"):
         with contextlib.suppress(OSError):
-            yield str((here / "cwd").readlink() / name)
+            joined = str((here / "cwd").readlink() / name)
+            if len(os.fsencode(joined)) <= _PATH_BYTES:
+                yield joined
         yield f"{here}/cwd/{name}"
     else:
         with contextlib.suppress(OSError):
@@ -172,24 +172,6 @@ def _addresses(pid: int, name: str) -> Iterator[str]:
             if (root.st_dev, root.st_ino) != (ours.st_dev, ours.st_ino):
                 yield f"{here}/root{name}"
         yield name
-
-
-@contextlib.contextmanager
-def _short(path: str) -> Iterator[str]:
-    """Yield an address that fits into sockaddr_un: through a descriptor of the directory."""
-    if len(os.fsencode(path)) <= _PATH_BYTES:
-        yield path
-        return
-    try:
-        above = os.open(Path(path).parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as exc:
-        raise MonitorUnreachableError(
-            f"{Path(path).parent} cannot be entered", last_words=exc.strerror
-        ) from exc
-    try:
-        yield f"/proc/self/fd/{above}/{Path(path).name}"
-    finally:
-        os.close(above)
 
 
 @contextlib.asynccontextmanager

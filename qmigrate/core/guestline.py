@@ -5,7 +5,7 @@ Give these functions a line whose `-readconfig` files have been put in by `expan
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import prod
@@ -299,3 +299,31 @@ def nics_of(line: CommandLine) -> tuple[Nic, ...]:
             mac, tap, bridge = opts.get("mac"), opts.get("ifname"), opts.get("br")
             found.append(Nic(opts.get("id") or "", model, mac, None, kind, tap, bridge))
     return tuple(found)
+
+
+def changed_devices(
+    line: CommandLine, *, named: Collection[str], anonymous: Collection[str]
+) -> tuple[str, ...]:
+    """Return the devices that a QEMU has and its line does not explain, or the other way round.
+
+    `named` and `anonymous` are the children of /machine/peripheral and peripheral-anon: -device
+    and device_add put them there (qdev-monitor.c, qdev_set_id), and a few old options are a
+    -device without id in disguise (measured with 10.0.2: -virtfs, -drive if=virtio).
+    """
+    options = [(option.flag, opts_of(option)) for option in line.options]
+    devices = [opts for flag, opts in options if flag == "device"]
+    # A failover primary waits hidden until its standby is negotiated (net/failover.c).
+    known = {opts.get("id"): "failover_pair_id" in opts for opts in devices if opts.get("id")}
+    explained = sum(not opts.get("id") for opts in devices) + sum(
+        flag in ("virtfs", "watchdog") or (flag == "drive" and opts.get("if") == "virtio")
+        for flag, opts in options
+    )
+    surplus = len(anonymous) - explained
+    # device[N] are numbered as they come: what was plugged has the highest numbers.
+    latest = sorted(anonymous, key=lambda name: (len(name), name))
+    return (
+        *sorted(name for name in named if name not in known),
+        *latest[len(latest) - max(surplus, 0) :],
+        *(f"{name} (pulled)" for name, hidden in known.items() if name not in named and not hidden),
+        *((f"{-surplus} without id (pulled)",) if surplus < 0 else ()),
+    )

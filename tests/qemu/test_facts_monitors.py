@@ -84,13 +84,13 @@ async def test_a_socket_that_was_inherited_is_found_by_its_descriptor(
             assert (await state_over_monitor(thread, seen))[1] == f"{tmp_path}/m"
 
 
-async def test_a_path_longer_than_a_socket_address_is_reached_through_its_directory(
+async def test_a_path_longer_than_a_socket_address_is_given_as_one_that_fits(
     tmp_path: Path, thread: QmpThread
 ) -> None:
     deep = tmp_path / ("d" * 60) / ("e" * 60)
     deep.mkdir(parents=True)
     async with odd_qemu(deep, "-qmp", "unix:m,server=on,wait=off") as seen:
-        assert (await state_over_monitor(thread, seen))[0] is RunState.PRELAUNCH
+        assert (await state_over_monitor(thread, seen))[1] == f"/proc/{seen.pid}/cwd/m"
 
 
 async def test_a_held_monitor_names_its_holder_and_a_second_one_is_taken(
@@ -136,24 +136,54 @@ async def test_a_daemon_without_any_monitor_is_said_to_have_none(
             await state_over_monitor(thread, seen)
 
 
-async def test_who_only_poses_as_a_qemu_is_not_talked_to(place: Path, thread: QmpThread) -> None:
+WORDS = ("-name", "web1", "-qmp", "unix:m,server=on,wait=off")
+
+
+async def test_a_copy_of_qemu_is_not_talked_to_whatever_it_is_called(
+    place: Path, thread: QmpThread
+) -> None:
     copy = place / "qemu-system-x86_64"
     shutil.copy(QEMU, copy)
     copy.chmod(0o755)
-    words = ("-name", "web1", "-qmp", f"unix:{place}/m,server=on,wait=off")
-    async with odd_qemu(place, *words, executable=str(copy)) as poser:
+    async with odd_qemu(place, *WORDS, executable=str(copy)) as poser:
         with pytest.raises(MonitorUnreachableError, match="where others than root can write"):
             await state_over_monitor(thread, poser)
         with pytest.raises(UsageError, match=f"process {poser.pid} calls itself web1, but"):
             guests.find_guest("web1")
+        os.chown(copy, 65534, 65534)
+        assert "can be changed by others" in (process.distrust(poser) or "")
+        os.chown(copy, 0, 0)
         copy.unlink()  # nor when the file is gone, whatever name the kernel still gives it
         assert process.look(poser.pid).deleted
-        assert process.distrust(process.look(poser.pid))
-        async with odd_qemu(place, *words) as honest:
+        assert "where others than root" in (process.distrust(process.look(poser.pid)) or "")
+        async with odd_qemu(place, *WORDS) as honest:
             assert guests.find_guest("web1") == honest
-            # The poser's argv names the same socket, and the honest one listens there now.
-            with pytest.raises(MonitorUnreachableError, match="not talked to"):
-                await state_over_monitor(thread, poser)
+
+
+async def test_a_file_mounted_over_qemu_in_another_namespace_is_no_qemu(place: Path) -> None:
+    copy = place / "copy"
+    shutil.copy(QEMU, copy)
+    copy.chmod(0o755)
+    script = f'mount --bind {copy} {QEMU} && exec "$@"'
+    wrap = ("/usr/bin/unshare", "-m", "sh", "-c", script, "sh")
+    async with odd_qemu(place, *WORDS, wrap=wrap) as poser:
+        assert poser.executable == QEMU
+        assert "is not the file of that name" in (process.distrust(poser) or "")
+
+
+async def test_a_containers_qemu_is_left_to_its_container(place: Path, thread: QmpThread) -> None:
+    wrap = ("/usr/bin/unshare", "--pid", "--fork", "--kill-child=KILL")
+    async with odd_qemu(place, *WORDS, wrap=wrap) as outer:
+        inner = next(q for q in guests.find_guests() if process.parent(q.pid) == outer.pid)
+        with pytest.raises(MonitorUnreachableError, match="it runs in a container"):
+            await state_over_monitor(thread, inner)
+
+
+def test_a_number_that_was_given_to_another_is_noticed() -> None:
+    mine = process.start_ticks(os.getpid())
+    os.close(process.open_pidfd(os.getpid(), mine))
+    with pytest.raises(HostError, match="given to another"):
+        process.open_pidfd(os.getpid(), mine - 1)
 
 
 async def test_argv_alone_makes_no_qemu(tmp_path: Path) -> None:

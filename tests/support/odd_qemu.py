@@ -23,12 +23,14 @@ async def odd_qemu(
     *words: str,
     executable: str = QEMU,
     argv0: str = QEMU,
+    wrap: tuple[str, ...] = (),
     user: str | None = None,
     pass_fds: tuple[int, ...] = (),
 ) -> AsyncIterator[process.Process]:
     """Start a QEMU in `directory`; yield it when its main loop runs.
 
     A human monitor on a socket pair says so: the test sees one monitor more, that is no QMP.
+    `wrap` is a command that becomes, or starts, what stands after it.
     """
     ours, theirs = socket.socketpair()
     fd = theirs.fileno()
@@ -36,8 +38,8 @@ async def odd_qemu(
     with ours:
         with theirs:
             child = await trio.lowlevel.open_process(
-                [argv0, *SMALL, *words, *ready],
-                executable=executable,
+                [*wrap, argv0, *SMALL, *words, *ready],
+                executable=wrap[0] if wrap else executable,
                 cwd=directory,
                 stdin=subprocess.DEVNULL,
                 pass_fds=(fd, *pass_fds),

@@ -136,3 +136,33 @@ def test_half_json_hides_one_option_and_not_the_guest() -> None:
     assert guestline.name_of(seen) == "a"
     assert guestline.nics_of(seen) == ()
     assert guestline.monitors_of(seen) == (UNIX,)
+
+
+@pytest.mark.parametrize(
+    ("named", "anonymous", "changed"),
+    [
+        (("a",), (0, 1, 2), ()),
+        (("a", "late"), (0, 1, 2), ("late",)),
+        (("a",), (*range(2, 11),), tuple(f"device[{n}]" for n in range(5, 11))),
+        ((), (0, 1, 2), ("a (pulled)",)),
+        (("a",), (0, 2), ("1 without id (pulled)",)),
+        (("a", "hidden"), (0, 1, 2), ()),
+    ],
+)
+def test_devices_that_the_line_does_not_explain_are_named(
+    named: tuple[str, ...], anonymous: tuple[int, ...], changed: tuple[str, ...]
+) -> None:
+    seen = line(
+        "-device virtio-rng-pci -device e1000,id=a -device virtio-net-pci,id=hidden,"
+        "failover_pair_id=a -drive if=virtio,file=/d -drive if=none,file=/e -virtfs local"
+    )
+    names = [f"device[{number}]" for number in anonymous]
+    assert guestline.changed_devices(seen, named=named, anonymous=names) == changed
+
+
+def test_inherited_descriptors_are_found_wherever_they_stand() -> None:
+    seen = line(
+        "-add-fd fd=9,set=1 -netdev tap,id=a,fd=10,vhostfd=11 -netdev tap,id=b,fds=12:13 "
+        "-readconfig /dev/fd/14 -netdev tap,id=c,fd=name"
+    )
+    assert guestline.descriptors_of(seen) == (9, 10, 11, 12, 13, 14)

@@ -1,0 +1,167 @@
+"""Finds the guests of a host and joins what /proc, the command line and QMP say of each."""
+
+import contextlib
+import os
+import re
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+from qmigrate.agent import host, journal, process
+from qmigrate.agent.process import Process
+from qmigrate.core import guestline
+from qmigrate.core.argv import CommandLine
+from qmigrate.core.errors import BlockedError, HostError, UsageError
+from qmigrate.core.handover import Record
+from qmigrate.core.job import RUN_DIRECTORY
+from qmigrate.core.model import Guest, Nic
+from qmigrate.core.redact import redact
+from qmigrate.core.tiny import probe_argv
+from qmigrate.qmp.migration import Qemu
+
+CONFIG_BYTES = 1 << 20  # of a -readconfig file: more than any guest's
+_ASKS_ONLY = frozenset(("help", "h", "version"))
+
+
+def find_guests() -> tuple[Process, ...]:
+    """Return the QEMUs of this host, by pid; those that only answer a question are left out."""
+    return tuple(seen for seen in process.find_qemus() if not _passes(seen))
+
+
+def _passes(seen: Process) -> bool:
+    line = CommandLine.parse(seen.argv)
+    if any(o.flag in _ASKS_ONLY or o.value in ("help", "?") for o in line.options):
+        return True
+    kernel, accel = line.last("kernel"), line.last("accel")
+    if not kernel or not accel:
+        return False
+    # Ours, or another agent's, that tries whether KVM works.
+    return seen.argv[1:] == probe_argv("", kernel.value or "", accel.value or "")[1:]
+
+
+def find_guest(wanted: str) -> Process:
+    """Return the one guest of that name, UUID, pid or monitor path.
+
+    Raises `UsageError` if there is none or more than one: with their pids, as only they differ.
+    """
+    named = [seen for seen in find_guests() if wanted in _names(seen)]
+    proved = [seen for seen in named if process.distrust(seen) is None]
+    if len(proved) == 1:
+        return proved[0]
+    if proved:
+        pids = " and ".join(str(seen.pid) for seen in proved)
+        raise UsageError(
+            f"more than one guest is called {wanted}: the processes {pids}",
+            next_step=f"say which by its pid: {proved[0].pid}",
+        )
+    if named:
+        why = process.distrust(named[0])
+        raise UsageError(f"process {named[0].pid} calls itself {wanted}, but {why}")
+    raise UsageError(f"there is no guest {wanted} on this host{_what_else(wanted)}")
+
+
+def _names(seen: Process) -> set[str | None]:
+    line = read_line(seen)
+    uuid = guestline.uuid_of(line)
+    paths = {monitor.address for monitor in guestline.monitors_of(line)}
+    return {str(seen.pid), guestline.name_of(line), uuid, uuid and uuid.upper(), *paths} - {None}
+
+
+def _what_else(wanted: str) -> str:
+    if wanted.isdecimal():
+        with contextlib.suppress(HostError):
+            return f": process {wanted} runs {process.look(int(wanted)).executable}"
+    return ""
+
+
+def read_line(seen: Process) -> CommandLine:
+    """Return the guest's command line, its -readconfig files put in where they can be read."""
+    line = CommandLine.parse(seen.argv)
+    texts = {}
+    for name in guestline.config_files(line):
+        with contextlib.suppress(OSError):
+            texts[name] = _read_config(seen.pid, name)
+    try:
+        return guestline.expand(line, texts)
+    except BlockedError:
+        return line  # preflight refuses it; a list still shows what else there is
+
+
+def _read_config(pid: int, name: str) -> str:
+    """Read a file as the process sees its name: a regular one only, and never waiting."""
+    here = process.PROC / str(pid)
+    if inherited := re.fullmatch(r"(?:/dev|/proc/self)/fd/(\d+)", name):
+        path = f"{here}/fd/{inherited[1]}"
+    else:
+        path = f"{here}/root{name}" if name.startswith("/") else f"{here}/cwd/{name}"
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    with os.fdopen(descriptor, errors="replace") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(f"{name} is no regular file")
+        return file.read(CONFIG_BYTES)
+
+
+def from_command_line(seen: Process, line: CommandLine) -> Guest:
+    """Return what is known of a guest without a word to it."""
+    kvm = process.runs_under_kvm(seen.pid)
+    return Guest(
+        pid=seen.pid,
+        start_ticks=seen.start_ticks,
+        executable=seen.executable,
+        argv=redact(seen.argv),
+        name=guestline.name_of(line),
+        uuid=guestline.uuid_of(line),
+        state=None,
+        memory_bytes=guestline.memory_bytes_of(line),
+        vcpus=guestline.vcpus_of(line),
+        qemu_version=None,
+        accelerator="kvm" if kvm else guestline.accelerator_of(line),
+        machine=guestline.machine_of(line),
+        disks=guestline.disks_of(line),
+        nics=place_nics(guestline.nics_of(line), seen, line),
+        monitor=None,
+        monitor_problem=None,
+        monitor_fix=None,
+        job=job_of(seen),
+    )
+
+
+def place_nics(nics: tuple[Nic, ...], seen: Process, line: CommandLine) -> tuple[Nic, ...]:
+    """Fill in each card's tap and its bridge, the tap also where it came as a descriptor."""
+    taps = dict(process.taps(seen.pid))
+    given: dict[str, str] = {}
+    for opts in map(guestline.opts_of, line.every("netdev")):
+        number = (opts.get("fd") or opts.get("fds") or "").split(":")[0]
+        if number.isdecimal() and int(number) in taps:
+            given[opts.get("id") or ""] = taps[int(number)]
+
+    def place(nic: Nic) -> Nic:
+        tap = nic.tap or given.get(nic.netdev or "")
+        if tap is None and nic.backend in ("tap", "bridge") and len(taps) == len(nics) == 1:
+            tap = next(iter(taps.values()))  # QEMU, or its helper, chose the name
+        return replace(nic, tap=tap, bridge=(host.bridge_of(tap) if tap else None) or nic.bridge)
+
+    return tuple(map(place, nics))
+
+
+def job_of(seen: Process) -> str | None:
+    """Return the qmigrate job on this host that the process is part of and that has not ended."""
+    for path in sorted(Path(RUN_DIRECTORY, "jobs").glob("*/journal")):
+        with contextlib.suppress(OSError):
+            entry = journal.read(path)
+            same = entry and (entry.pid, entry.start_ticks) == (seen.pid, seen.start_ticks)
+            if entry and same and entry.record is not Record.DONE:
+                return entry.job
+    return None
+
+
+async def ask_hotplugged(qemu: Qemu, line: CommandLine) -> tuple[str, ...]:
+    """Return the ids of devices that were plugged or pulled since the start."""
+    named = await _children(qemu, "/machine/peripheral")
+    anonymous = await _children(qemu, "/machine/peripheral-anon")
+    return guestline.changed_devices(line, named=named, anonymous=anonymous)
+
+
+async def _children(qemu: Qemu, path: str) -> frozenset[str]:
+    rows = await qemu.monitor.execute("qom-list", {"path": path})
+    return frozenset(row["name"] for row in rows if str(row["type"]).startswith("child<"))
