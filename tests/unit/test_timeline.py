@@ -1,7 +1,7 @@
 """Two clocks, one story."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qmigrate.core.job import Mark
@@ -22,6 +22,8 @@ from qmigrate.core.timeline import (
     sample_clock,
 )
 
+untimed = settings(deadline=None)  # a loaded machine is no finding
+
 NOW = 1_700_000_000_000_000
 BASE = NOW - 5_000_000
 
@@ -32,6 +34,7 @@ def _sample(
     return ClockSample(NOW + round(at_s * 1e6), offset_us, rtt_us / 2, base_us, peer_base_us)
 
 
+@untimed
 @given(
     true_offset=st.integers(-(10**9), 10**9),
     way_there=st.integers(0, 50_000),
@@ -175,6 +178,7 @@ def test_phases_follow_each_other_without_gaps_on_the_sources_clock() -> None:
     assert phases((), end_us=end_us, offset=None) == ()
 
 
+@untimed
 @given(st.lists(st.integers(0, 10**8), min_size=1, max_size=20), st.integers(0, 10**8))
 def test_phases_add_up_and_none_is_negative(starts: list[int], end: int) -> None:
     row = phases(

@@ -1,7 +1,7 @@
 """The link's codec: known bytes, every cut, and whatever else may come."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qmigrate.core.errors import ProtocolError
@@ -32,6 +32,7 @@ from qmigrate.transport.frames import (
     parse_pong_untrusted,
 )
 
+untimed = settings(deadline=None)  # a loaded machine is no finding
 HELLO = Hello(1, "j", Side.SOURCE, "b", 7, frozenset({"direct"}), Generation(7, 2))
 OFFER = Offer(3, "ram0", b"\x11" * TOKEN_BYTES, b"\x22" * TOKEN_BYTES)
 
@@ -89,6 +90,7 @@ def test_what_was_said_is_what_is_heard(frame: bytes, parse: object, value: obje
     assert parse(decoded.payload) == value  # type: ignore[operator]
 
 
+@untimed
 @given(
     st.lists(st.tuples(st.sampled_from(Kind), st.binary(max_size=200)), max_size=12),
     st.lists(st.integers(1, 40), min_size=1),
@@ -132,6 +134,7 @@ def test_the_limits_themselves_are_allowed_and_one_more_is_not() -> None:
             encode(kind, bytes(limit + 1))
 
 
+@untimed
 @given(st.lists(st.binary(max_size=64), max_size=20))
 def test_any_bytes_make_frames_or_one_error_and_hold_no_more_than_came(chunks: list[bytes]) -> None:
     decoder, fed = FrameDecoder(), 0
@@ -149,6 +152,7 @@ def test_any_bytes_make_frames_or_one_error_and_hold_no_more_than_came(chunks: l
 
 
 @pytest.mark.parametrize("kind", PARSERS)
+@untimed
 @given(payload=st.binary(max_size=300))
 def test_any_payload_is_a_value_or_one_error(kind: Kind, payload: bytes) -> None:
     try:
@@ -164,6 +168,7 @@ _JSON = st.recursive(
 )
 
 
+@untimed
 @given(field=st.sampled_from(list(HELLO.__dataclass_fields__)), value=_JSON)
 def test_a_hello_with_any_field_spoilt_is_a_hello_or_one_error(field: str, value: object) -> None:
     import json
