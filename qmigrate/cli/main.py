@@ -9,15 +9,16 @@ import os
 import sys
 from collections.abc import Sequence
 
-from qmigrate.cli import completion, hosts
+from qmigrate.cli import check, completion, hosts, logs, migrate
 from qmigrate.cli import list as list_command
+from qmigrate.cli import set as set_command
 from qmigrate.cli.context import INTERRUPTED, Context, Interrupts
 from qmigrate.cli.failure import Verdict, is_interrupt, judge
 from qmigrate.cli.parser import Command, parse
 from qmigrate.cli.render import Output, silence
 from qmigrate.core.errors import IncompleteError
 
-COMMANDS: tuple[Command, ...] = (list_command, hosts, completion)
+COMMANDS: tuple[Command, ...] = (list_command, check, migrate, set_command, logs, hosts, completion)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,10 +51,13 @@ def _run(words: list[str], out: Output) -> int:
     outcome = args.run(context, args)
     if isinstance(outcome, int):
         return outcome
-    from qmigrate.cli import supervise
+    try:
+        from qmigrate.cli import supervise
 
-    supervise.configure_logging(verbose=context.verbose, debug=context.debug)
-    return supervise.run(outcome, context.interrupts)
+        supervise.configure_logging(verbose=context.verbose, debug=context.debug)
+        return supervise.run(outcome, context.interrupts)
+    finally:
+        pass  # a Ctrl-C may have come before it began; Python warns of that
 
 
 def context_of(args: argparse.Namespace, out: Output) -> Context:

@@ -1,0 +1,160 @@
+"""What people and programs see of a move: its plan, its way, its result."""
+
+import shlex
+import time
+from typing import Any
+
+from qmigrate.cli.progress import ProgressView
+from qmigrate.cli.render import Output, printable
+from qmigrate.controller.plan import Plan
+from qmigrate.controller.result import Result, document, finding_documents
+from qmigrate.core.job import Outcome
+from qmigrate.core.model import Finding, Progress, Severity
+from qmigrate.core.preflight import blockers
+from qmigrate.core.quantities import human_bytes, human_seconds
+from qmigrate.core.redact import redact
+
+PLAN_SCHEMA = "qmigrate.plan/1"
+RESULT_SCHEMA = "qmigrate.result/1"
+CHECK_SCHEMA = "qmigrate.check/1"
+
+
+class MoveView:
+    """Shows a move on its way."""
+
+    def __init__(self, out: Output, view: ProgressView) -> None:
+        self._out = out
+        self._view = view
+        self._began_s = time.monotonic()
+        self.job: str | None = None
+
+    def elapsed_s(self) -> float:
+        """Return how long ago the command began."""
+        return time.monotonic() - self._began_s
+
+    def progress(self, progress: Progress) -> None:
+        """Show how far it is."""
+        self._view.show(progress)
+
+    def warn(self, text: str) -> None:
+        """Show a sentence that does not stop anything."""
+        if not self._out.json:
+            self._out.say(printable(text))
+
+    def started(self, job: str) -> None:
+        """Remember and show the job's id."""
+        self.job = job
+        if not self._out.json:
+            self._out.say(f"job {job}")
+
+
+def show_findings(out: Output, findings: tuple[Finding, ...]) -> None:
+    """Write findings for people, a paragraph each."""
+    for finding in findings:
+        out.say(printable(f"{finding.severity} [{finding.rule}] {finding.host}: {finding.message}"))
+        out.say(printable(f"    → {finding.fix}"))
+
+
+def show_check(out: Output, plan: Plan) -> int:
+    """Write what preflight found; exit code 3 if it would refuse."""
+    refused = bool(blockers(plan.findings))
+    if out.json:
+        out.document(
+            CHECK_SCHEMA,
+            {
+                "guest": plan.guest.name,
+                "source": plan.source.name,
+                "destination": plan.wish.destination.name,
+                "movable": not refused,
+                "findings": finding_documents(plan.findings),
+            },
+        )
+        return 3 if refused else 0
+    show_findings(out, plan.findings)
+    verdict = "cannot move" if refused else "can move"
+    out.lines([f"{plan.guest.name} {verdict} to {plan.wish.destination.name}"])
+    return 3 if refused else 0
+
+
+def show_plan(out: Output, plan: Plan) -> int:
+    """Write what a move would do, the new command line as changes to the old one."""
+    refused = bool(blockers(plan.findings))
+    argv = redact(plan.twin.plan.argv)
+    if out.json:
+        body: dict[str, Any] = {
+            "guest": plan.guest.name,
+            "source": plan.source.name,
+            "destination": plan.wish.destination.name,
+            "mode": str(plan.wish.mode),
+            "movable": not refused,
+            "findings": finding_documents(plan.findings),
+            "argv": list(argv),
+            "changes": [
+                {"before": c.before, "after": c.after, "why": c.why} for c in plan.twin.changes
+            ],
+            "taps": [
+                {"netdev": t.netdev, "bridge": t.bridge, "mac": t.mac} for t in plan.twin.plan.taps
+            ],
+        }
+        out.document(PLAN_SCHEMA, body)
+        return 3 if refused else 0
+    lines = [
+        f"{plan.guest.name}: {plan.source.name} → {plan.wish.destination.name}, {plan.wish.mode}",
+        f"runs as {plan.twin.plan.process.user}, sockets in {plan.twin.plan.run_directory}",
+    ]
+    for change in plan.twin.changes:
+        if change.before is not None:
+            lines.append(f"- {change.before}")
+        if change.after is not None:
+            lines.append(f"+ {change.after}")
+        lines.append(f"      {change.why}")
+    lines.append(shlex.join(argv))
+    out.lines(lines)
+    show_findings(out, plan.findings)
+    return 3 if refused else 0
+
+
+def show_result(out: Output, result: Result) -> int:
+    """Write how it ended and return its exit code."""
+    if out.json:
+        out.document(RESULT_SCHEMA, document(result))
+        return result.exit_code
+    findings = result.findings + (result.report.findings if result.report else ())
+    warnings = tuple(f for f in findings if f.severity is Severity.WARNING)
+    show_findings(out, warnings if result.outcome is Outcome.MIGRATED else findings)
+    if result.outcome is Outcome.MIGRATED:
+        out.lines([_sentence(result)])
+        _show_rest(out, result)
+    elif result.problem is not None and not (findings and result.exit_code == 3):
+        out.problem(result.problem)
+    if result.outcome is Outcome.REFUSED:
+        out.say(f"{result.guest} was not touched")
+    return result.exit_code
+
+
+def _sentence(result: Result) -> str:
+    report = result.report
+    way = f"from {result.source} to {result.destination}"
+    words = [f"{result.guest} moved {way} in {human_seconds(result.wall_s)}"]
+    if result.blackout_ms is not None:
+        words.append(f"blackout {result.blackout_ms:.1f} ms")
+    if report and report.qemu.downtime_ms is not None:
+        words.append(f"QEMU's downtime {report.qemu.downtime_ms} ms")
+    if report and report.qemu.transferred_bytes is not None:
+        words.append(f"{human_bytes(report.qemu.transferred_bytes)} sent, unencrypted")
+    return ", ".join(words)
+
+
+def _show_rest(out: Output, result: Result) -> None:
+    report = result.report
+    if report is None:
+        return
+    out.say("the memory travelled in plain text: use --transport direct on trusted wires only")
+    if report.announced and report.announced.note:
+        out.say(f"announced: {report.announced.note}")
+    for event in report.guest_events:
+        out.say(f"meanwhile the guest {event}")
+    for left in report.leftovers:
+        out.say(f"left behind: {left}")
+    if report.still_enabled:
+        out.say(f"still enabled at boot: {report.still_enabled}")

@@ -1,0 +1,181 @@
+"""What a move came to, in the form that scripts depend on (DESIGN §6, qmigrate.result/1). Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qmigrate.core.errors import Problem, QmigrateError
+from qmigrate.core.job import AnnounceReport, JobReport, Mode, Outcome
+from qmigrate.core.model import Finding, Phase
+from qmigrate.core.timeline import ClockOffset, blackout
+
+SCHEMA = "qmigrate.result/1"
+TRANSPORT = "direct"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A move, ended or left; `report` is None where the source's agent was not heard to the end."""
+
+    job: str | None
+    guest: str
+    source: str | None
+    destination: str
+    mode: Mode
+    outcome: Outcome
+    exit_code: int
+    wall_s: float
+    connect_s: float
+    plan_s: float
+    problem: Problem | None
+    findings: tuple[Finding, ...]
+    report: JobReport | None
+
+    @property
+    def blackout_ms(self) -> float | None:
+        """STOP on the source → RESUME on the destination; None if either is not known."""
+        return blackout_ms(self.report)
+
+
+def blackout_ms(report: JobReport | None) -> float | None:
+    """Return the blackout from QEMU's stamps, corrected by the clocks' offset."""
+    if report is None or report.stop_us is None or report.resume_us is None:
+        return None
+    if report.outcome is not Outcome.MIGRATED or report.clock_offset_us is None:
+        return None
+    offset = ClockOffset(report.clock_offset_us, report.clock_error_us or 0.0, report.clock_stepped)
+    return round(blackout(report.stop_us, report.resume_us, offset).blackout_ms, 3)
+
+
+def exit_code(outcome: Outcome, problem: Problem | None, *, incomplete: bool = False) -> int:
+    """Return DESIGN §6's exit code."""
+    match outcome:
+        case Outcome.MIGRATED:
+            return 8 if incomplete else 0
+        case Outcome.ROLLED_BACK:
+            return 5
+        case Outcome.CANCELLED:
+            return 6
+        case Outcome.GUEST_ENDED:
+            return 9
+        case Outcome.UNKNOWN | Outcome.DETACHED:
+            return 7
+        case Outcome.REFUSED:
+            return QmigrateError.of(problem).exit_code if problem else 3
+
+
+_STEPS = (  # phase, the mark that ends it
+    ("prepare", "migrate"),
+    ("copy", "pre-switchover"),
+    ("switchover", "record proved"),
+    ("finish", "record done"),
+)
+
+
+def phases(result: Result) -> tuple[Phase, ...]:
+    """Return where the time went, from the controller's clock and the source's marks."""
+    found = [
+        Phase("connect", 0.0, round(result.connect_s, 4)),
+        Phase("preflight", round(result.connect_s, 4), round(result.plan_s, 4)),
+    ]
+    if result.report is None:
+        return tuple(found)
+    began_s = result.connect_s + result.plan_s
+    at = {mark.name: mark.at_s for mark in result.report.marks}
+    last_s = 0.0
+    for name, end in _STEPS:
+        if end in at:
+            found.append(Phase(name, round(began_s + last_s, 4), round(at[end] - last_s, 4)))
+            last_s = at[end]
+    return tuple(found)
+
+
+def document(result: Result) -> dict[str, Any]:
+    """Return the result as JSON's plain objects; what is not known is None."""
+    report = result.report
+    qemu = report.qemu if report else None
+    return {
+        "job": result.job,
+        "guest": result.guest,
+        "source": result.source,
+        "destination": result.destination,
+        "mode": str(result.mode),
+        "transport": TRANSPORT,
+        "plaintext": True,
+        "tunnel": None,
+        "outcome": str(result.outcome),
+        "exit": result.exit_code,
+        "wall_s": round(result.wall_s, 4),
+        "blackout_ms": result.blackout_ms,
+        "blackout_error_ms": (
+            round(report.clock_error_us / 1e3, 3)
+            if report and report.clock_error_us is not None
+            else None
+        ),
+        "clock_stepped": report.clock_stepped if report else None,
+        "outage": None,
+        "qemu": {
+            "total_ms": qemu.total_ms if qemu else None,
+            "setup_ms": qemu.setup_ms if qemu else None,
+            "downtime_ms": qemu.downtime_ms if qemu else None,
+            "passes": qemu.passes if qemu else None,
+            "transferred_bytes": qemu.transferred_bytes if qemu else None,
+            "mbps": qemu.mbps if qemu else None,
+        },
+        "costs": {
+            "pause_ms": report.costs.pause_ms if report else None,
+            "qemu_ms": report.costs.qemu_ms if report else None,
+            "go_ms": report.costs.go_ms if report else None,
+        },
+        "phases": [
+            {"name": p.name, "start_s": p.start_s, "duration_s": p.duration_s}
+            for p in phases(result)
+        ],
+        "announced": _announced(report.announced) if report else None,
+        "findings": finding_documents(result.findings + (report.findings if report else ())),
+        "guest_events": list(report.guest_events) if report else [],
+        "still_enabled": report.still_enabled if report else None,
+        "leftovers": list(report.leftovers) if report else [],
+        "error": _error(result.problem),
+    }
+
+
+def finding_documents(findings: Sequence[Finding]) -> list[dict[str, str]]:
+    """Return findings as JSON's plain objects."""
+    return [
+        {
+            "rule": f.rule,
+            "severity": str(f.severity),
+            "host": f.host,
+            "message": f.message,
+            "fix": f.fix,
+        }
+        for f in findings
+    ]
+
+
+def _announced(report: AnnounceReport | None) -> dict[str, Any] | None:
+    if report is None:
+        return None
+    return {
+        "interface": report.interface,
+        "sent": list(report.sent),
+        "first_ms": report.first_ms,
+        "addresses": [
+            {"mac": a.mac, "address": a.address, "origin": a.origin} for a in report.addresses
+        ],
+        "note": report.note,
+    }
+
+
+def _error(problem: Problem | None) -> dict[str, Any] | None:
+    if problem is None:
+        return None
+    return {
+        "code": problem.code,
+        "phase": problem.phase,
+        "host": problem.host,
+        "what": problem.what,
+        "last_words": problem.last_words,
+        "next_step": problem.next_step,
+    }
