@@ -41,13 +41,14 @@ _qmigrate_hosts() { _qmigrate_words hosts "$1"; }
 """,
     "zsh": r"""
 _qmigrate_words() {
-  local word; local -a names options; local -i i
-  for ((i = 2; i < CURRENT - 1; i++)); do
-    case ${words[i]} in --config | --ssh-config) options+=("${words[i]}" "${words[i + 1]}") ;; esac
+  # $words lacks the options that _arguments has taken out; $options is zsh's own.
+  local word; local -a names passed typed=("${(@Q)${(z)LBUFFER}}"); local -i i
+  for ((i = 1; i < $#typed; i++)); do
+    case ${typed[i]} in --config | --ssh-config) passed+=("${typed[i]}" "${typed[i + 1]}") ;; esac
   done
   while IFS= read -r word; do
     [[ $word =~ '^[A-Za-z0-9_.@:/+-]+$' ]] && names+=("$word")
-  done < <(qmigrate $1 --names $options 2>/dev/null)
+  done < <(qmigrate $1 --names $passed 2>/dev/null)
   compadd -a names
 }
 _qmigrate_guests() { _qmigrate_words list }
@@ -88,6 +89,9 @@ def script(shell: str) -> str:
 
     root, _ = build(COMMANDS)
     text: str = _shtab().complete(root, shell, root_prefix="qmigrate", preamble=PREAMBLES[shell])
+    if shell == "zsh":
+        # shtab 1.13 writes a positional with nargs="*" so that the first excludes all the others.
+        text = text.replace('"(*)::', '"*:')
     return text
 
 

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from qmigrate.cli import check, completion, hosts, logs, migrate
+from qmigrate.cli import check, completion, hosts, lab, logs, migrate
 from qmigrate.cli import list as list_command
 from qmigrate.cli import set as set_command
 from qmigrate.cli.context import INTERRUPTED, Context, Interrupts
@@ -18,7 +18,16 @@ from qmigrate.cli.parser import Command, parse
 from qmigrate.cli.render import Output, silence
 from qmigrate.core.errors import IncompleteError
 
-COMMANDS: tuple[Command, ...] = (list_command, check, migrate, set_command, logs, hosts, completion)
+COMMANDS: tuple[Command, ...] = (
+    list_command,
+    check,
+    migrate,
+    set_command,
+    logs,
+    hosts,
+    lab,
+    completion,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +66,7 @@ def _run(words: list[str], out: Output) -> int:
         supervise.configure_logging(verbose=context.verbose, debug=context.debug)
         return supervise.run(outcome, context.interrupts)
     finally:
-        pass  # a Ctrl-C may have come before it began; Python warns of that
+        outcome.close()  # a Ctrl-C may have come before it began; Python warns of that
 
 
 def context_of(args: argparse.Namespace, out: Output) -> Context:

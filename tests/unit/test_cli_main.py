@@ -1,6 +1,7 @@
 """One command line from words to exit code: help, errors, verdicts, signals' defaults."""
 
 import argparse
+import gc
 import io
 import json
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from qmigrate.cli import main as cli
+from qmigrate.cli import supervise
 from qmigrate.cli.context import Context, Interrupts
 from qmigrate.cli.failure import judge
 from qmigrate.cli.parser import Command, build, parse
@@ -219,6 +221,21 @@ def test_an_error_has_its_exit_code_and_no_traceback(
     assert told.err.startswith(text)
     assert bool(told.err) == bool(text)
     assert "Traceback" not in told.err
+
+
+def test_ctrl_c_before_a_command_has_begun_is_quiet(
+    run: Run, command: Callable[[Callable[..., Any]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def act(*_: Any) -> int:
+        return 0
+
+    def interrupt(*_: Any) -> int:
+        raise KeyboardInterrupt
+
+    command(act)
+    monkeypatch.setattr(supervise, "run", interrupt)
+    assert run("act") == Told(130, "", "")
+    gc.collect()  # "coroutine was never awaited" would come from here and fail the test
 
 
 def test_only_debug_shows_the_traceback(
