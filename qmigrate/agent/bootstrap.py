@@ -188,6 +188,9 @@ def prepare(say: "Callable[[str], None]", sha: str, size: int, *, as_user: bool)
             raise Unusable(what, f"make {mib} MiB of room under {cache}") from exc
     fd = os.open(target + "/.ok", os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_SH)
+    if not os.path.exists(target + "/.ok"):  # somebody's clean-up held the lock until now
+        os.close(fd)
+        return prepare(say, sha, size, as_user=as_user)
     os.utime(fd)  # the clean-up keeps what was used last
     os.set_inheritable(fd, True)
     return target

@@ -219,7 +219,7 @@ class HostSpec:
     name: str  # as the user calls it
     ssh: str | None  # ssh destination, "[user@]host" or "ssh://…"; None: this machine, no SSH
     ssh_config: str | None = None  # as `ssh -F`; None: the user's own
-    python: str | None = None  # interpreter there; None: the newest of python3.x found
+    python: str | None = None  # interpreter there; None: python3, else the newest python3.x
     sudo: bool = True  # use `sudo -n` when the login is not root
     migration_addresses: tuple[str, ...] = ()  # tried first by the link
     port_range: tuple[int, int] | None = None  # first and last port that the link may listen on

@@ -19,6 +19,7 @@ import trio
 from qmigrate.agent.protocol import PROTOCOL, Echo
 from qmigrate.controller.payload import Payload, build_payload, load_payload
 from qmigrate.controller.remote import open_agent, open_agents
+from qmigrate.controller.streams import ProcessStream
 from qmigrate.core.errors import (
     AgentLostError,
     AgentStartError,
@@ -72,11 +73,12 @@ async def refusal(spec: HostSpec, kind: type[QmigrateError], *, as_user: bool = 
 
 
 async def test_the_first_start_pushes_and_the_second_finds_it_there(server: Sshd) -> None:
-    async with open_agent(server.spec()) as agent:
+    payload = load_payload()
+    async with open_agent(server.spec(), payload=payload) as agent:
         assert agent.timings.steps.push_s > 0
         assert (agent.hello.protocol, agent.hello.uid) == (PROTOCOL, 0)
         assert await agent.call(Echo("ä\n\0")) == Echo("ä\n\0")
-    async with open_agent(server.spec()) as agent:
+    async with open_agent(server.spec(), payload=payload) as agent:
         assert agent.timings.steps.push_s == 0
     (kept,) = listing(server)
     assert re.fullmatch(r"[0-9a-f]{32}-cpython-\d+", kept)
@@ -315,6 +317,22 @@ async def test_the_last_two_versions_stay_and_what_runs_is_never_removed(server:
     kept = listing(server)
     assert len(kept) == 3
     assert ".new-0123456789abcdef" not in kept
+
+
+async def test_an_agent_that_outlives_its_start_keeps_its_version(server: Sshd) -> None:
+    """A guardian is started by an agent that then ends; it imports late all the same."""
+    async with open_agent(server.spec(), payload=variant(0)):
+        (first,) = listing(server)
+    enter = ["nsenter", f"--mount=/proc/{server.holder}/ns/mnt", "--"]
+    argv = [*enter, REAL_PYTHON, "-I", f"{CACHE}/{first}"]
+    pipe = subprocess.PIPE
+    process = await trio.lowlevel.open_process(argv, stdin=pipe, stdout=pipe)
+    async with ProcessStream(process) as child:
+        assert b'"op":"Hello"' in await child.receive_some()
+        for number in range(1, 4):
+            async with open_agent(server.spec(), payload=variant(number)):
+                pass
+        assert first in listing(server)
 
 
 # --- root ------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 import io
 import shlex
+import shutil
 import zipfile
+from collections.abc import Iterator
 from importlib.metadata import Distribution, PackagePath
 from pathlib import Path
 
@@ -18,8 +20,19 @@ from qmigrate.controller.payload import (
 from qmigrate.core.errors import AgentStartError
 
 
+@pytest.fixture(scope="module", autouse=True)
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A copy of our packages, so that nobody edits them between two builds."""
+    root = tmp_path_factory.mktemp("sources")
+    for package in ("qmigrate", "netsetup"):
+        shutil.copytree(payload_module._root_of(package) / package, root / package)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(payload_module, "_root_of", lambda _: root)
+        yield root
+
+
 @pytest.fixture(scope="module")
-def built() -> Payload:
+def built(sources: Path) -> Payload:
     return build_payload()
 
 
@@ -114,6 +127,15 @@ def test_a_damaged_cache_is_built_anew(cache: Path, built: Payload) -> None:
     file.write_bytes(b"damaged")
     assert load_payload() == built
     assert [path.read_bytes() for path in cache.iterdir()] == [built.data]
+
+
+def test_an_edited_source_makes_another_payload(cache: Path, sources: Path, built: Payload) -> None:
+    edited = sources / "qmigrate/core/extra.py"
+    edited.write_text("EXTRA = 1\n")
+    try:
+        assert load_payload().sha != built.sha
+    finally:
+        edited.unlink()
 
 
 def test_another_version_of_a_part_makes_another_payload(
