@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import stat
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from qmigrate.core.argv import CommandLine
 from qmigrate.core.errors import BlockedError, HostError, UsageError
 from qmigrate.core.handover import Record
 from qmigrate.core.job import RUN_DIRECTORY
-from qmigrate.core.model import Guest, Nic
+from qmigrate.core.model import Disk, Guest, Nic
 from qmigrate.core.redact import redact
 from qmigrate.core.tiny import probe_argv
+from qmigrate.qmp.introspect import GuestFacts
 from qmigrate.qmp.migration import Qemu
 
 CONFIG_BYTES = 1 << 20  # of a -readconfig file: more than any guest's
@@ -117,8 +119,8 @@ def from_command_line(seen: Process, line: CommandLine) -> Guest:
         qemu_version=None,
         accelerator="kvm" if kvm else guestline.accelerator_of(line),
         machine=guestline.machine_of(line),
-        disks=guestline.disks_of(line),
-        nics=place_nics(guestline.nics_of(line), seen, line),
+        disks=tuple(map(_Paths(seen.pid).absolute, guestline.disks_of(line))),
+        nics=place_nics(guestline.nics_of(line), seen.pid, _tap_descriptors(line)),
         monitor=None,
         monitor_problem=None,
         monitor_fix=None,
@@ -126,17 +128,62 @@ def from_command_line(seen: Process, line: CommandLine) -> Guest:
     )
 
 
-def place_nics(nics: tuple[Nic, ...], seen: Process, line: CommandLine) -> tuple[Nic, ...]:
-    """Fill in each card's tap and its bridge, the tap also where it came as a descriptor."""
-    taps = dict(process.taps(seen.pid))
-    given: dict[str, str] = {}
+def with_answers(guest: Guest, seen: Process, told: GuestFacts, *, monitor: str) -> Guest:
+    """Return the guest with what QEMU said in the place of what its command line let expect."""
+    return replace(
+        guest,
+        name=told.name or guest.name,
+        uuid=told.uuid or guest.uuid,
+        state=told.state,
+        memory_bytes=told.memory_bytes,
+        vcpus=told.vcpus,
+        qemu_version=told.qemu_version,
+        accelerator=told.accelerator or guest.accelerator,
+        machine=told.machine,
+        disks=tuple(map(_Paths(seen.pid).absolute, told.disks)),
+        nics=place_nics(told.nics, seen.pid, dict(told.tap_fds)),
+        monitor=monitor,
+    )
+
+
+class _Paths:
+    """Makes absolute what QEMU was given relative: it may have left that directory (-daemonize)."""
+
+    def __init__(self, pid: int) -> None:
+        self._open = {target for target in process.targets(pid) if target.startswith("/")}
+        self._cwd = process.working_directory(pid)
+
+    def absolute(self, disk: Disk) -> Disk:
+        return replace(
+            disk,
+            path=disk.path and self._find(disk.path),
+            backing=tuple(map(self._find, disk.backing)),
+        )
+
+    def _find(self, path: str) -> str:
+        if path.startswith("/") or re.match(r"[a-z0-9+]+:", path):
+            return path
+        tail = "/" + path.removeprefix("./")
+        files = [target for target in self._open if target.endswith(tail)]
+        return files[0] if len(files) == 1 else f"{self._cwd.rstrip('/')}{tail}"
+
+
+def _tap_descriptors(line: CommandLine) -> dict[str, int]:
+    """Return the first descriptor of each -netdev that got its taps that way."""
+    found = {}
     for opts in map(guestline.opts_of, line.every("netdev")):
         number = (opts.get("fd") or opts.get("fds") or "").split(":")[0]
-        if number.isdecimal() and int(number) in taps:
-            given[opts.get("id") or ""] = taps[int(number)]
+        if number.isdecimal():
+            found[opts.get("id") or ""] = int(number)
+    return found
+
+
+def place_nics(nics: tuple[Nic, ...], pid: int, given: Mapping[str, int]) -> tuple[Nic, ...]:
+    """Fill in each card's tap, by its descriptor in `given` (netdev → number), and its bridge."""
+    taps = dict(process.taps(pid))
 
     def place(nic: Nic) -> Nic:
-        tap = nic.tap or given.get(nic.netdev or "")
+        tap = nic.tap or taps.get(given.get(nic.netdev or "", -1))
         if tap is None and nic.backend in ("tap", "bridge") and len(taps) == len(nics) == 1:
             tap = next(iter(taps.values()))  # QEMU, or its helper, chose the name
         return replace(nic, tap=tap, bridge=(host.bridge_of(tap) if tap else None) or nic.bridge)

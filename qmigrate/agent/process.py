@@ -247,6 +247,17 @@ def _fdinfo(pid: int, descriptor: int, key: str) -> str | None:
     return found[1] if found else None
 
 
+def targets(pid: int) -> tuple[str, ...]:
+    """Return what the process's descriptors are, as the kernel names it: paths, mostly."""
+    return tuple(target for _, target in _descriptors(pid))
+
+
+def working_directory(pid: int) -> str:
+    """Return where the process works now."""
+    with _of(pid) as at:
+        return str((at / "cwd").readlink())
+
+
 def descriptor_target(pid: int, descriptor: int) -> str | None:
     """Return what a descriptor is: a path, "tap:NAME", "unix:NAME"; None if it is closed."""
     target = dict(_descriptors(pid)).get(descriptor)
@@ -275,13 +286,12 @@ def process_facts(pid: int) -> ProcessFacts:
             if ":" in line
         )
         limits = (at / "limits").read_text().splitlines()
-        cwd = str((at / "cwd").readlink())
         adjusted = int((at / "oom_score_adj").read_text())
     return ProcessFacts(
         user=user_name(int(status["Uid"].split()[1])),
         group=group_name(int(status["Gid"].split()[1])),
         groups=tuple(sorted(group_name(int(gid)) for gid in status["Groups"].split())),
-        cwd=cwd,
+        cwd=working_directory(pid),
         umask=int(status["Umask"], 8),
         limits=tuple(filter(None, map(_limit, limits))),
         oom_score_adj=adjusted,

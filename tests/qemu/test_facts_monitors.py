@@ -5,7 +5,6 @@ import os
 import shutil
 import socket
 import subprocess
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from qmigrate.core.errors import HostError, MonitorBusyError, MonitorUnreachable
 from qmigrate.core.model import RunState
 from qmigrate.qmp.client import QmpThread
 from qmigrate.qmp.migration import Qemu
-from tests.support.odd_qemu import QEMU, daemon_qemu, odd_qemu
+from tests.support.odd_qemu import QEMU, daemon_qemu, odd_qemu, open_place
 
 pytestmark = [
     pytest.mark.qemu,
@@ -37,10 +36,8 @@ def thread() -> Iterator[QmpThread]:
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A directory that other users' QEMUs may bind sockets in: not below pytest's own, 0700."""
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o777)
-        yield Path(name)
+    with open_place() as path:
+        yield path
 
 
 async def state_over_monitor(thread: QmpThread, seen: process.Process) -> tuple[RunState, str]:

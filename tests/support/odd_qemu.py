@@ -5,7 +5,8 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import trio
@@ -15,6 +16,14 @@ from qmigrate.agent import process
 READY_DEADLINE_S = 60.0  # two cores shared by many; alone it takes a tenth of a second
 QEMU = "/usr/bin/qemu-system-x86_64"
 SMALL = ("-m", "32", "-S", "-nodefaults", "-display", "none", "-accel", "tcg")
+
+
+@contextlib.contextmanager
+def open_place() -> Iterator[Path]:
+    """Yield a directory that other users' QEMUs may bind sockets in: pytest's own are 0700."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o777)
+        yield Path(name)
 
 
 @contextlib.asynccontextmanager
@@ -48,8 +57,13 @@ async def odd_qemu(
         try:
             stream = trio.socket.from_stdlib_socket(ours)
             with trio.fail_after(READY_DEADLINE_S):
-                greeting = await stream.recv(4096)
-            assert greeting.startswith(b"QEMU"), greeting
+                # It greets before its devices are made; only the main loop answers.
+                await stream.send(b"info status\n")
+                said = b""
+                while b"VM status" not in said:
+                    more = await stream.recv(4096)
+                    assert more, f"it ended: {said!r}"
+                    said += more
             stream.close()
             yield process.look(child.pid)
         finally:
