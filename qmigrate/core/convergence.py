@@ -18,7 +18,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from qmigrate.core.quantities import human_rate
+from qmigrate.core.quantities import human_bytes, human_rate
 
 PATIENCE_S = 2.0  # a step's chance: twenty of QEMU's looks at the limit, two of its dirty rate
 PATIENCE_PASSES = 2  # on a slow link a pass takes minutes; one may be long by chance
@@ -39,9 +39,10 @@ class Sample:
     at_s: float  # on any clock that does not stop
     pass_number: int  # dirty-sync-count: 1 in the first pass
     transferred_bytes: int
-    limit_ms: int  # the downtime limit that QEMU had
+    remaining_bytes: int | None = None
     bandwidth_bps: float | None = None  # bytes/s
     dirty_rate_bps: float | None = None  # bytes/s
+    limit_ms: int | None = None  # the downtime limit that QEMU had; None: the one it has now
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +108,10 @@ def decide(
         return Keep()
     still_s = now_s - _last_movement_s(samples)
     if still_s >= stall_s:
-        return GiveUp(f"not a byte was sent for {still_s:.0f} s, in pass {samples[-1].pass_number}")
-    passes = _passes(samples)
+        left = samples[-1].remaining_bytes
+        remain = "" if left is None else f", {human_bytes(left)} remain"
+        return GiveUp(f"not a byte was sent for {still_s:.0f} s{remain}")
+    passes = _passes(samples, limit_ms)
     if not passes:
         return Keep()
     since_s = max(_last_improvement_s(passes), raised_at_s)
@@ -139,13 +142,14 @@ class _Passes:
     needed_ms: float  # the limit that would have been enough at its beginning
 
 
-def _passes(samples: Sequence[Sample]) -> list[_Passes]:
+def _passes(samples: Sequence[Sample], limit_ms: int) -> list[_Passes]:
     starts = [next(group) for _, group in itertools.groupby(samples, lambda s: s.pass_number)]
     ended = []
     for start, end in itertools.pairwise(starts):
         count = max(1, end.pass_number - start.pass_number)
         took_ms = (end.at_s - start.at_s) * 1000 / count
-        ended.append(_Passes(end.at_s, count, took_ms + start.limit_ms))
+        had_ms = limit_ms if start.limit_ms is None else start.limit_ms
+        ended.append(_Passes(end.at_s, count, took_ms + had_ms))
     return ended
 
 

@@ -39,6 +39,7 @@ class Precopy:
     dirty: float
     working: float
     limit_ms: int = 20
+    says_limit: bool = True
     at_s: float = 0.0
     passes: int = 1
     sent: float = 0.0
@@ -70,9 +71,10 @@ class Precopy:
             at_s=self.at_s,
             pass_number=self.passes,
             transferred_bytes=int(self.sent),
-            limit_ms=self.limit_ms,
+            remaining_bytes=int(self.remaining),
             bandwidth_bps=self.bandwidth,
             dirty_rate_bps=self.dirty,
+            limit_ms=self.limit_ms if self.says_limit else None,
         )
 
 
@@ -130,8 +132,11 @@ def test_a_guest_that_needs_more_gets_it_in_steps_and_no_more_than_it_needs() ->
     assert limits(actions) == sorted(limits(actions))
 
 
-def test_steps_double_where_even_the_highest_limit_is_too_low_and_then_it_is_given_up() -> None:
-    guest = Precopy(1024 * MIB, 100 * MIB, 400 * MIB, 200 * MIB)
+@pytest.mark.parametrize("says_limit", [True, False])
+def test_steps_double_where_even_the_highest_limit_is_too_low_and_then_it_is_given_up(
+    *, says_limit: bool
+) -> None:
+    guest = Precopy(1024 * MIB, 100 * MIB, 400 * MIB, 200 * MIB, says_limit=says_limit)
     actions = play(guest)
     assert limits(actions) == [40, 80, 160, 300]
     last = actions[-1]
@@ -215,14 +220,14 @@ def test_a_limit_above_the_highest_allowed_is_not_lowered_but_ends() -> None:
 
 def test_nothing_known_is_nothing_done() -> None:
     assert decide((), limit_ms=20, max_limit_ms=300, now_s=0) == Keep()
-    once = (Sample(0.0, 0, 0, 20),)
+    once = (Sample(0.0, 0, 0),)
     assert decide(once, limit_ms=20, max_limit_ms=300, now_s=0) == Keep()
 
 
 def test_rates_that_are_not_measured_are_not_named() -> None:
     samples: tuple[Sample, ...] = ()
     for number in range(1, 40):
-        samples = remember(samples, Sample(float(number), number, number, 300))
+        samples = remember(samples, Sample(float(number), number, number, limit_ms=300))
     action = decide(samples, limit_ms=300, max_limit_ms=300, now_s=40.0)
     assert isinstance(action, GiveUp)
     assert action.reason.startswith("after 39 passes a downtime limit of 1300 ms is needed")
@@ -235,7 +240,7 @@ def long_run(seed: int) -> Iterator[Sample]:
         at_s += dice.random()
         number += dice.choice((0, 0, 1, 30))
         sent += dice.choice((0, 1000))
-        yield Sample(at_s, number, sent, 20)
+        yield Sample(at_s, number, sent)
 
 
 @given(st.integers(), st.integers(1, 1500))
