@@ -82,6 +82,13 @@ def remedy(reach: Reach) -> str:
             "TCP connects but larger packets are lost: compare the MTU of both hosts' interfaces"
             " and of the path between them"
         )
+    wrong = [tried for tried in reach.tried if tried.result in (Dial.STRANGER, Dial.DISOWNED)]
+    if wrong:
+        return (
+            f"find out who answers at {wrong[0].address} (ss -ltnp there): an address that two"
+            " hosts have, or one that is translated on the way; give another with"
+            " --migration-address"
+        )
     blocked = [tried for tried in reach.tried if tried.result in _BLOCKED]
     peer = reach.side.other.value
     if blocked:
