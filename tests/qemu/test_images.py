@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 from qmigrate.core.errors import UsageError
 from qmigrate.core.tiny import FIRST_PAGE, PAGE_BYTES, TinySpec, boot_sector, shows_life
 from qmigrate.lab import accel, images, tiny, workload
-from qmigrate.lab.images import GuestSpec, TinyBoot, create_disk
+from qmigrate.lab.images import GuestSpec, LinuxBoot, TinyBoot, create_disk
 from qmigrate.lab.workload import Verdict
 from tests.support.lab_guest import (
     ANSWER_DEADLINE_S,
@@ -314,6 +314,24 @@ def test_two_builds_at_once_make_one_image(tmp_path: Path, monkeypatch: pytest.M
     assert built[0] == built[1] == images.linux_image()
     cache = tmp_path / "qmigrate/images"
     assert [path.parent for path in cache.rglob("initrd")] == list(cache.iterdir())
+
+
+def test_the_generic_kernel_drives_an_emulated_card(tmp_path: Path) -> None:
+    spec = linux_spec(tmp_path)
+    assert isinstance(spec.boot, LinuxBoot)
+    spec = replace(
+        spec,
+        boot=replace(spec.boot, image=images.linux_image(images.GENERIC)),
+        nics=tuple(replace(nic, model="e1000") for nic in spec.nics),
+    )
+    with (
+        place_with_tap() as place,
+        running(spec, tmp_path, place=place),
+        probing(place, IP6) as probe,
+        place.entered(),
+    ):
+        assert probe.tell("report")["problem"] == ""
+        assert workload.verify(IP6, limit_s=ANSWER_DEADLINE_S).memory is Verdict.INTACT
 
 
 def tiny_spec(path: Path, machine: str, spec: TinySpec) -> GuestSpec:

@@ -141,16 +141,18 @@ def test_a_period_without_any_reply_is_silence_though_the_guest_once_answered() 
     assert "does not answer" in history.report(10.0, interval_s=INTERVAL_S)[1]
 
 
-# Recorded from the linux guest: the answer to probe 5.
+# Recorded from the linux guest: socket.sendto((5).to_bytes(8, "little"), (guest, 7)), recv().hex().
 REPLY_HEX = (
-    "0500000000000000 5157 4c31 01 00 0000 0600000000000000 9323000000000000 0020000000000000"
-    "0000000000000000 847aa7f65fc421b8 7709000000000000"
-) + BOOT.encode().hex()
+    "050000000000000051574c31010000000901000000000000c014000000000000001000000000000000000000"
+    "0000000019e98a3c790b12903b110000000000006139346634356163"
+    "2d306365352d343630642d393738392d633636376433333363316163"
+)
 
 
 def test_a_reply_is_read_as_the_guest_laid_it_out() -> None:
     datagram = bytes.fromhex(REPLY_HEX)
-    expected = Reply(1.5, 5, 6, Verdict.INTACT, Verdict.ABSENT, 9107, 0, 2423, BOOT)
+    boot = "a94f45ac-0ce5-460d-9789-c667d333c1ac"
+    expected = Reply(1.5, 5, 265, Verdict.INTACT, Verdict.ABSENT, 5312, 0, 4411, boot)
     assert parse_reply_untrusted(datagram, 1.5) == expected
     assert parse_reply_untrusted(datagram + bytes(1000), 1.5) == expected  # padded to the probe
 
