@@ -43,10 +43,6 @@ SCHEDULE_MS: tuple[int, ...] = (0, 150, 400, 2000, 5000)
 # Per interface. Storm control on switches counts broadcasts; hundreds a second are common limits.
 MAX_FRAMES_PER_S = 20
 
-# How long the first frame waits for the bridge's own entry: it takes 0.3 ms, and a busy rtnl lock
-# must not keep the rest of the network waiting.
-FDB_HEAD_START_S = 0.002
-
 
 @dataclass(frozen=True, slots=True)
 class PlannedFrame:
@@ -195,21 +191,23 @@ class Announcer:
     async def fire(self, nursery: trio.Nursery) -> AnnounceRecord:
         """Announce now: return when the first round is out, go on with the others in `nursery`.
 
-        What fails is in the record and not raised: the guest runs, whatever the network says.
-        Cancelling the nursery ends the schedule; nothing has to be undone. Only once.
+        This host's own bridge turns a moment later, in `nursery` too; see `record`. What fails
+        is in the record and not raised: the guest runs, whatever the network says. Cancelling
+        the nursery ends the schedule, nothing has to be undone. Only once.
         """
         if self._fired:
             raise NetsetupError("this announcer has fired already: arm another")
         self._fired, started = True, trio.current_time()
-        nursery.start_soon(self._turn_own_bridge)
-        with trio.move_on_after(FDB_HEAD_START_S):
-            await self._fdb_done.wait()
+        # Frames before the entry: they take 0.03 ms each and need no lock of the kernel's, while
+        # netlink waits for whoever holds the rtnl lock. An outage ends when both are done.
         first, *later = _rounds(self._plan)
         if first[0].at_ms == 0:
             self._send(first, started)
         else:
             later.insert(0, first)
+        nursery.start_soon(self._turn_own_bridge)
         nursery.start_soon(self._send_later, later, started)
+        await trio.lowlevel.cancel_shielded_checkpoint()  # what was sent must come back
         return self.record
 
     async def wait_complete(self) -> AnnounceRecord:
@@ -223,7 +221,8 @@ class Announcer:
             # A bridge that does not filter knows no VLANs, and refuses an entry with one.
             vlan = self._plan.vlan if self._filters_vlans else None
             try:
-                await self._rtnl.set_fdb(self._plan.mac, self._tap, vlan=vlan)
+                with trio.CancelScope(shield=True):  # the guest runs here even if the job is over
+                    await self._rtnl.set_fdb(self._plan.mac, self._tap, vlan=vlan)
             except NetsetupError as exc:
                 self._fdb_problem = exc.what
             else:

@@ -12,6 +12,7 @@ millisecond; `DEADLINE_S` bounds the wait.
 
 import os
 import queue
+import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -148,7 +149,7 @@ class Rtnl:
         try:
             await self._call(
                 f"point {mac} to {port}",
-                lambda ip: ip.fdb("replace", ifindex=_index(ip, port), **entry),
+                lambda ip: ip.fdb("replace", ifindex=_index(port), **entry),
             )
         except RefusedError as exc:
             described = await self.bridge_port(port) if exc.errno == EPERM else None
@@ -166,7 +167,7 @@ class Rtnl:
         try:
             await self._call(
                 f"forget {mac} at {port}",
-                lambda ip: ip.fdb("del", ifindex=_index(ip, port), **entry),
+                lambda ip: ip.fdb("del", ifindex=_index(port), **entry),
             )
         except RefusedError as exc:
             if exc.errno == ENOENT:
@@ -241,12 +242,11 @@ def _open_socket() -> Any:
     return IPRoute()
 
 
-def _index(ip: Any, name: str) -> int:
-    message = get_link(ip, name)
-    if message is None:
-        raise OSError(ENODEV, os.strerror(ENODEV))
-    index: int = message["index"]
-    return index
+def _index(name: str) -> int:
+    try:
+        return socket.if_nametoindex(name)
+    except OSError as exc:  # which does not say its errno
+        raise OSError(ENODEV, os.strerror(ENODEV)) from exc
 
 
 def _fdb_entry(mac: str, vlan: int | None) -> dict[str, Any]:
@@ -288,7 +288,7 @@ def _bridge_port(ip: Any, name: str) -> BridgePort | None:
 
 
 def _fdb_port(ip: Any, mac: str, bridge: str, vlan: int | None) -> str | None:
-    master = _index(ip, bridge)
+    master = _index(bridge)
     for entry in ip.fdb("dump"):
         if entry.get("lladdr") != mac or entry.get("master") != master:
             continue

@@ -195,6 +195,22 @@ async def test_a_cancelled_nursery_ends_the_schedule(moved: Moved) -> None:
             assert not announcer.record.complete
 
 
+async def test_fired_in_a_cancelled_nursery_the_first_round_and_the_entry_are_still_made(
+    moved: Moved,
+) -> None:
+    planned = plan(ADDRESSES, MAC, schedule_ms=[0, 60_000])
+    with moved.segment.beta.entered():
+        async with (
+            Rtnl() as rtnl,
+            arm(rtnl, planned, interface="br0", tap=moved.beta_tap) as announcer,
+        ):
+            async with trio.open_nursery() as nursery:
+                nursery.cancel_scope.cancel()
+                first = await announcer.fire(nursery)
+            assert len(first.sent) == len(announcer.record.sent) == 3
+            assert announcer.record.fdb_port == moved.beta_tap
+
+
 async def test_the_tag_goes_out_and_the_entry_of_a_plain_bridge_has_none(moved: Moved) -> None:
     planned = plan(ADDRESSES, MAC, vlan=10, schedule_ms=[0])
     with moved.segment.client.entered():
@@ -235,7 +251,11 @@ async def test_a_port_that_did_not_forward_yet_is_tried_again(moved: Moved) -> N
     spec = replace(SPEC, alias="qmigrate:web2/0")
     with beta.entered():
         async with Rtnl() as rtnl:
-            tap = (await rtnl.create_tap(spec)).name  # and no process has it open: disabled
+            tap = (await rtnl.create_tap(spec)).name
+            await eventually(
+                lambda: "disabled" in beta.run("bridge", "link", "show", "dev", tap),
+                "disabled: no process has it open",
+            )
             async with (
                 arm(rtnl, planned, interface="br0", tap=tap) as announcer,
                 trio.open_nursery() as nursery,
@@ -323,6 +343,8 @@ def test_the_command_announces_and_shows(capsys: pytest.CaptureFixture[str]) -> 
         assert [sent["kind"] for sent in shown["sent"]] == ["rarp", "garp"]
         assert shown["problems"] == []
 
+        while "disabled" not in place.run("bridge", "link", "show", "dev", "tap0"):
+            pass  # the kernel's link watch runs once a second at most
         assert command(place, *common, "--tap", "tap0") == 0
         out = capsys.readouterr().out
         assert f"{MAC}: 1 frames sent on eth0" in out

@@ -1,7 +1,7 @@
 """Taps in real namespaces: whole or not at all, found again, never a stranger's."""
 
+import json
 import os
-import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -39,9 +39,12 @@ def host() -> Iterator[Namespace]:
 
 
 def snapshot(host: Namespace) -> list[str]:
-    shown = host.run("ip", "-d", "-o", "link", "show") + host.run("bridge", "fdb", "show")
-    # Timers run, and the operational state of what the test has just made settles by itself.
-    return re.sub(r"_timer +[0-9.]+| state [A-Z]+", "", shown).splitlines()
+    # Not all of `ip -d`: operational states and timers of what was just made settle by themselves.
+    links = json.loads(host.run("ip", "-j", "link", "show"))
+    settled = ("ifindex", "ifname", "address", "mtu", "master", "ifalias", "num_tx_queues")
+    shown = [str({key: link.get(key) for key in settled}) for link in links]
+    entries = host.run("bridge", "fdb", "show").splitlines()
+    return shown + sorted(entry for entry in entries if "master" in entry)
 
 
 async def test_a_tap_is_as_asked_and_leaves_nothing_when_deleted(host: Namespace) -> None:
@@ -317,6 +320,7 @@ async def test_a_learned_entry_is_turned_and_goes_with_the_taps_carrier(host: Na
     mac = "52:54:00:00:00:01"
     async with Rtnl() as rtnl:
         tap = await rtnl.create_tap(TapSpec(bridge="br0", alias=ALIAS, vnet_hdr=False))
+        await eventually(lambda: "disabled" in port_state(host, tap.name), "disabled: not open")
         with pytest.raises(HostError, match="disabled in br0"):
             await rtnl.set_fdb(mac, tap.name)
         descriptor = open_tap(tap.name)
@@ -335,7 +339,7 @@ async def test_a_learned_entry_is_turned_and_goes_with_the_taps_carrier(host: Na
         assert f"{mac} master br0 static" in host.run("bridge", "fdb", "show", "dev", "eth0")
         assert await rtnl.del_fdb(mac, "eth0")
         assert not await rtnl.del_fdb(mac, "eth0")
-        with pytest.raises(RefusedError):
+        with pytest.raises(RefusedError, match="No such device"):
             await rtnl.set_fdb(mac, "nosuch0")
 
 
