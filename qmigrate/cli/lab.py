@@ -91,13 +91,19 @@ def run(ctx: Context, args: argparse.Namespace) -> int:
         case "status":
             show(ctx, lab.status())
         case "exec":
-            argv = args.argv[1:] if args.argv[:1] == ["--"] else args.argv
+            argv = inner(args)
             if not argv:
                 raise UsageError("nothing to run", next_step="qmigrate lab exec HOST -- COMMAND")
             return follow(lab.popen(args.host, argv, **in_the_foreground()))
         case other:
             raise AssertionError(other)
     return 0
+
+
+def inner(args: argparse.Namespace) -> list[str]:
+    """Return the command of ``exec``; whether argparse leaves the ``--`` depends on its version."""
+    argv: list[str] = args.argv
+    return argv[1:] if argv[:1] == ["--"] else argv
 
 
 def show(ctx: Context, status: "LabStatus") -> None:

@@ -3,21 +3,20 @@
 Everything here is synchronous; under trio call it by `trio.to_thread.run_sync`.
 """
 
-import contextlib
 import json
 import os
 import pwd
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-from qmigrate.core.errors import HostError, QmigrateError, UsageError
-from qmigrate.lab import hosts, syscalls, warden
+from qmigrate.core.errors import HostError, UsageError
+from qmigrate.lab import hosts, standing, syscalls
+from qmigrate.lab.standing import BURIAL_DEADLINE_S, END_DEADLINE_S, need_machine
 from qmigrate.lab.state import (
     DEFAULT_NAME,
     SYSTEM_PATH,
@@ -26,12 +25,8 @@ from qmigrate.lab.state import (
     NodeStatus,
     Places,
     changing,
-    is_member,
-    members,
     read_topology,
-    remove_contents,
     remove_directory,
-    write_topology,
 )
 from qmigrate.lab.topology import (
     Egress,
@@ -43,10 +38,6 @@ from qmigrate.lab.topology import (
     read_egress,
 )
 
-UP_DEADLINE_S: Final = 60.0  # takes 0.3 s; each step within has a deadline of its own
-END_DEADLINE_S: Final = 10.0  # for what was killed to be dead; takes 10 ms
-BURIAL_DEADLINE_S: Final = 3.0  # for others to reap theirs; a lazy process 1 takes 2 s
-POWER_ON_DEADLINE_S: Final = 60.0  # as `UP_DEADLINE_S`
 RUN_DEADLINE_S: Final = 60.0  # for a command whose caller names no other
 PASSED_ON: Final = ("TERM", "LANG", "LC_ALL", "NO_COLOR", "COLUMNS", "LINES")  # how output looks
 
@@ -81,22 +72,22 @@ class Lab:
         Raises `UsageError` if it stands with another topology, `HostError` if it cannot be made;
         then nothing of it is left.
         """
-        _need_root()
+        need_machine()
         with changing(self._places, create=True):
-            if self._ready():
+            if standing.is_ready(self._places):
                 if read_topology(self._places) != topology:
                     raise UsageError(
                         f"lab {self.name} stands with another topology",
                         next_step=f"qmigrate lab down --lab {self.name}",
                     )
                 for node in topology.nodes:
-                    self._power_on(node.name)
+                    standing.power_on(self._places, node.name)
                 return
-            self._clear()
+            standing.clear(self._places)
             try:
-                self._make(topology)
+                standing.make(self._places, topology)
             except BaseException:
-                self._clear()
+                standing.clear(self._places)
                 remove_directory(self._places)
                 raise
 
@@ -105,17 +96,17 @@ class Lab:
 
         Raises `HostError` if something would not end; run it again.
         """
-        _need_root()
+        need_machine()
         with changing(self._places, create=False) as exists:
             if exists:
-                self._clear()
+                standing.clear(self._places)
                 remove_directory(self._places)
 
     def status(self) -> LabStatus:
         """Look at what is there; needs no lock and changes nothing."""
-        _need_root()
+        need_machine()
         topology = read_topology(self._places) if self.directory.exists() else None
-        state = LabState.UP if self._ready() else LabState.HALF
+        state = LabState.UP if standing.is_ready(self._places) else LabState.HALF
         nodes: tuple[NodeStatus, ...] = ()
         if topology is not None and state is LabState.UP:
             egress = self._all_egress(topology)
@@ -133,9 +124,11 @@ class Lab:
     # Power
 
     def power_off(self, host: str) -> None:
-        """Cut the power of `host`: all that runs in it is dead when this returns.
+        """Cut the power of `host`: all that ran in it is dead when this returns.
 
-        A host without power is no error. Raises `HostError` if something outlived it.
+        So is its network: the kernel alone would go on to forward and answer for some time, until
+        it has taken the namespace apart. A host without power is no error. Raises `HostError` if
+        something outlived it.
         """
         lock = self._places.init_lock(self._node(host).name)
         pidfd = syscalls.open_holder(lock)
@@ -154,11 +147,15 @@ class Lab:
         finally:
             for descriptor in (pidfd, *inside.values()):
                 os.close(descriptor)
+        topology = self._topology()
+        for end in _ends(topology, host):
+            if end.node != host and self.pids(end.node):  # else it was taken apart already
+                self.run(end.node, ["ip", "link", "delete", end.interface], check=False)
 
     def power_on(self, host: str) -> None:
         """Give `host` its power again: new boot id, empty /run, cables as the topology has them."""
         with changing(self._places, create=False):
-            self._power_on(self._node(host).name)
+            standing.power_on(self._places, self._node(host).name)
 
     # Within a host
 
@@ -264,7 +261,7 @@ class Lab:
 
     def _topology(self) -> Topology:
         topology = read_topology(self._places)
-        if topology is None or not self._ready():
+        if topology is None or not standing.is_ready(self._places):
             step = f"qmigrate lab up --lab {self.name}"
             raise HostError(f"lab {self.name} does not stand", next_step=step)
         return topology
@@ -273,7 +270,7 @@ class Lab:
         return self._topology().node(name)
 
     def _init(self, host: str) -> int:
-        _need_root()
+        need_machine()
         pidfd = syscalls.open_holder(self._places.init_lock(self._node(host).name))
         if pidfd is None:
             raise HostError("no power", host=host)
@@ -329,152 +326,7 @@ class Lab:
             cut=None if is_switch else way,
         )
 
-    def _ready(self) -> bool:
-        """Tell whether the warden's door is open: then the lab is whole."""
-        with socket.socket(socket.AF_UNIX) as door:
-            try:
-                door.connect(str(self._places.warden_socket))
-            except (FileNotFoundError, ConnectionRefusedError):
-                return False
-        return True
-
-    def _power_on(self, name: str) -> None:
-        if syscalls.holder(self._places.init_lock(name)) is not None:
-            return
-        with socket.socket(socket.AF_UNIX) as door:
-            door.settimeout(POWER_ON_DEADLINE_S)
-            try:
-                door.connect(str(self._places.warden_socket))
-                door.sendall(json.dumps({"power_on": name}).encode() + b"\n")
-                answer = _line(door)
-            except OSError as exc:
-                raise HostError(f"the lab's warden does not answer: {exc}", host=name) from exc
-        self._judge(answer)
-
-    def _make(self, topology: Topology) -> None:
-        """Start the warden and wait until it says that the lab stands; we hold the lab's lock."""
-        write_topology(self._places, topology)
-        with contextlib.ExitStack() as open_here:
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-            alive = os.open(self._places.warden_lock, flags, 0o600)
-            open_here.callback(os.close, alive)
-            # The warden inherits this lock in its first instant: `_end_processes` can wait for it
-            # even if it has not come to say who it is.
-            syscalls.flock(alive, END_DEADLINE_S, f"lab {self.name}: an older warden has lived on")
-            ours, theirs = socket.socketpair()
-            open_here.enter_context(ours)
-            with theirs:
-                self._start_warden(alive, theirs.fileno())
-            ours.settimeout(UP_DEADLINE_S)
-            try:
-                answer = _line(ours)
-            except TimeoutError as exc:
-                raise HostError(f"lab {self.name} took over {UP_DEADLINE_S:g} s to make") from exc
-        self._judge(answer)
-
-    def _start_warden(self, alive: int, door: int) -> None:
-        home = str(Path(__file__).parents[2])
-        code = f"import sys; sys.path.insert(0, {home!r}); from qmigrate.lab.warden import main; "
-        code += f"main({self.name!r}, {alive}, {door})"
-        log = str(self._places.warden_log)
-        for descriptor in (alive, door):
-            os.set_inheritable(descriptor, True)
-        _wardens[self.name] = os.posix_spawn(
-            sys.executable,
-            [sys.executable, "-I", "-c", code],
-            {"PATH": SYSTEM_PATH, "LANG": "C.UTF-8", "QMIGRATE_LAB": self.name},
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
-                (os.POSIX_SPAWN_DUP2, 1, 2),
-            ],
-            setsid=True,
-        )
-
-    def _judge(self, answer: bytes) -> None:
-        """Raise what the warden reports, or its log if it died without a word."""
-        if answer:
-            if problem := warden.problem_in(answer):
-                raise QmigrateError.of(problem)
-            return
-        log = self._places.warden_log.read_text().strip()
-        raise HostError(f"the warden of lab {self.name} died", last_words=log[-2000:] or None)
-
-    def _clear(self) -> None:
-        self._end_processes()
-        remove_contents(self._places)
-
-    def _end_processes(self) -> None:
-        """End the warden and with it every node; return when all are dead. We hold the lock."""
-        self._end_warden()
-        lock = self._places.warden_lock
-        if lock.exists():
-            descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
-            try:
-                # One that was being born when its `up` was killed sees that and ends by itself.
-                what = f"lab {self.name}: its warden does not end"
-                syscalls.flock(descriptor, END_DEADLINE_S, what)
-            finally:
-                os.close(descriptor)
-        if self.name in _wardens:
-            os.waitpid(_wardens.pop(self.name), 0)  # our child, and its files are closed already
-        for pid in members(self._places):  # a warden that was killed leaves them dying
-            with contextlib.suppress(ProcessLookupError), _pidfd(pid) as pidfd:
-                if is_member(self._places, pid):  # else the number is another's already
-                    syscalls.send_signal(pidfd, signal.SIGKILL)
-                    if not syscalls.wait_for_end(pidfd, END_DEADLINE_S) and _lives(pid):
-                        raise HostError(f"lab {self.name}: process {pid} does not end")
-
-    def _end_warden(self) -> None:
-        pidfd = syscalls.open_holder(self._places.warden_lock)
-        if pidfd is None:
-            return
-        try:
-            syscalls.send_signal(pidfd, signal.SIGTERM)
-            hosts.reap(self.name, END_DEADLINE_S)
-            if not syscalls.wait_for_end(pidfd, BURIAL_DEADLINE_S):
-                # It waits for a node whose dead another program does not bury, or it is stuck.
-                syscalls.send_signal(pidfd, signal.SIGKILL)
-                syscalls.wait_for_end(pidfd, END_DEADLINE_S)
-        finally:
-            os.close(pidfd)
-
-
-_wardens: dict[str, int] = {}  # those that are children of this process: lab, pid
-
-
-def _need_root() -> None:
-    if os.geteuid() != 0:
-        raise HostError(
-            "only root can make and enter a lab's namespaces",
-            next_step="run it as root, as in: sudo qmigrate lab up",
-        )
-
 
 def _ends(topology: Topology, name: str) -> list[End]:
     """Return both ends of each cable of a node."""
     return [end for cable in topology.cables_of(name) for end in cable.ends]
-
-
-def _line(door: socket.socket) -> bytes:
-    """Read up to the newline, or to the end: empty if the other side died first."""
-    received = b""
-    while not received.endswith(b"\n") and (chunk := door.recv(warden.REQUEST_MAX)):
-        received += chunk
-    return received
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return not hosts.is_zombie(f"/proc/{pid}")
-    except OSError:
-        return False
-
-
-@contextlib.contextmanager
-def _pidfd(pid: int) -> Iterator[int]:
-    descriptor = os.pidfd_open(pid)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
