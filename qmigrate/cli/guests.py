@@ -1,6 +1,5 @@
 """What hosts said of their guests, as a table, as JSON, or as names."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import PurePath
@@ -9,7 +8,7 @@ from typing import Any
 from qmigrate.cli.context import Context
 from qmigrate.cli.render import Table, printable
 from qmigrate.controller.survey import HostAnswer
-from qmigrate.core.model import Disk, Guest, HostSpec, Nic, Owner
+from qmigrate.core.model import Disk, Guest, Nic, Owner
 from qmigrate.core.quantities import human_bytes, human_seconds
 
 _OWNERS = {
@@ -49,7 +48,7 @@ def document(answers: Sequence[HostAnswer]) -> dict[str, Any]:
     """Return the body of ``qmigrate.list/1``: guests, and every host with its error if any."""
     return {
         "guests": [
-            {"host": answer.host.name, **asdict(guest), "notes": list(notes(guest))}
+            {"host": answer.host.name, **asdict(guest), "notes": list(notes(guest, answer.guests))}
             for answer in answers
             for guest in answer.guests
         ],
@@ -71,7 +70,7 @@ def table(answers: Sequence[HostAnswer], *, whole: bool, verbose: bool = False) 
     titles += ["PID", "UUID", "MACHINE", "MONITOR"] if whole or verbose else []
     titles += ["NOTES"] if whole else []
     rows = (
-        _row(answer.host, guest, titles, whole=whole)
+        _row(answer, guest, titles, whole=whole)
         for answer in answers
         for guest in sorted(answer.guests, key=lambda g: (g.name or "", g.pid))
     )
@@ -79,11 +78,11 @@ def table(answers: Sequence[HostAnswer], *, whole: bool, verbose: bool = False) 
 
 
 def _row(
-    host: HostSpec, guest: Guest, titles: Sequence[str], *, whole: bool
+    answer: HostAnswer, guest: Guest, titles: Sequence[str], *, whole: bool
 ) -> tuple[str | None, ...]:
     cells: dict[str, str | None] = {
         "GUEST": label(guest),
-        "HOST": host.name,
+        "HOST": answer.host.name,
         "STATE": guest.state,
         "MEMORY": None if guest.memory_bytes is None else human_bytes(guest.memory_bytes),
         "VCPUS": None if guest.vcpus is None else str(guest.vcpus),
@@ -95,7 +94,7 @@ def _row(
         "UUID": guest.uuid,
         "MACHINE": guest.machine,
         "MONITOR": guest.monitor,
-        "NOTES": "; ".join(notes(guest)) or None,
+        "NOTES": "; ".join(notes(guest, answer.guests)) or None,
     }
     return tuple(cells[title] for title in titles)
 
@@ -105,8 +104,8 @@ def label(guest: Guest) -> str:
     return guest.name or f"(pid {guest.pid})"
 
 
-def notes(guest: Guest) -> Iterator[str]:
-    """Yield what stands in a guest's way, each with the way out."""
+def notes(guest: Guest, others: Sequence[Guest]) -> Iterator[str]:
+    """Yield what stands in a guest's way among `others` on its host, each with the way out."""
     if guest.monitor_problem:
         fix = f" ({guest.monitor_fix})" if guest.monitor_fix else ""
         yield guest.monitor_problem + fix
@@ -114,6 +113,8 @@ def notes(guest: Guest) -> Iterator[str]:
         yield _OWNERS[guest.owner].format(unit=guest.unit or "its name is not known")
     if guest.job:
         yield f"it is part of job {guest.job}"
+    if guest.name and [other.name for other in others].count(guest.name) > 1:
+        yield f"another guest here has this name: say {guest.pid}, its pid"
 
 
 def _disk(disk: Disk, *, whole: bool) -> str:
@@ -130,12 +131,8 @@ def _nic(nic: Nic) -> str:
 
 
 def _say_notes(context: Context, answers: Sequence[HostAnswer]) -> None:
-    twice = Counter((a.host.name, g.name) for a in answers for g in a.guests if g.name)
     for answer in answers:
         for guest in answer.guests:
-            said = list(notes(guest))
-            if guest.name and twice[answer.host.name, guest.name] > 1:
-                said.append(f"another guest has this name: say {guest.pid}, its pid")
-            for note in said:
+            for note in notes(guest, answer.guests):
                 who = f"{label(guest)} on {answer.host.name}"
                 context.out.say(printable(f"note: {who}: {note}"))

@@ -241,14 +241,14 @@ def test_two_guests_of_one_name_are_told_apart_by_pid(monkeypatch: pytest.Monkey
     stderr = io.StringIO()
     show(Context(Output(stdout=Terminal(), stderr=stderr)), [twins], names=False)
     assert stderr.getvalue() == (
-        "note: web1 on alpha: another guest has this name: say 101, its pid\n"
-        "note: web1 on alpha: another guest has this name: say 7, its pid\n"
+        "note: web1 on alpha: another guest here has this name: say 101, its pid\n"
+        "note: web1 on alpha: another guest here has this name: say 7, its pid\n"
     )
 
 
 @pytest.mark.parametrize("owner", Owner)
 def test_every_owner_but_none_is_noted(owner: Owner) -> None:
-    assert len(list(notes(replace(WEB, owner=owner)))) == (owner is not Owner.NONE)
+    assert len(list(notes(replace(WEB, owner=owner), ()))) == (owner is not Owner.NONE)
 
 
 def test_a_row_has_a_cell_for_every_title() -> None:

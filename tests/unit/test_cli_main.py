@@ -85,7 +85,7 @@ def test_every_command_helps_with_examples_that_can_be_parsed(run: Run, module: 
     for line in module.EXAMPLES.splitlines():
         # From "qmigrate" to a pipe, a redirection, a quote's end or the explanation beside it.
         words = line[line.index("qmigrate ") :].partition("   ")[0].partition(" | ")[0]
-        words = words.partition(" > ")[0].partition(")")[0]
+        words = words.partition(" >")[0].partition(")")[0]
         args = parse(cli.COMMANDS, words.split()[1:])
         assert args.command == module.NAME
 
@@ -163,9 +163,9 @@ def test_no_option_is_without_a_word_of_help() -> None:
         f"{parser.prog} {action.dest}"
         for parser in (root, *by_name.values())
         for action in parser._actions
-        if not action.help
+        if not action.help and action.dest not in ("command", "action")  # lists of their own
     ]
-    assert bare == ["qmigrate command"]  # its help is the list of commands
+    assert not bare
 
 
 ERRORS: dict[str, tuple[BaseException, int, str]] = {
