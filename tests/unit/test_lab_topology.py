@@ -58,13 +58,17 @@ def test_the_lines_of_a_host_make_what_the_topology_says() -> None:
     topology = SAME_SEGMENT.with_mtu(1600).with_rate(10**9)
     cables = topology.cables_of("beta")
     assert cable_lines(topology, cables, "/ns/{}".format) == [
-        "link add uplink index 1001 netns /ns/beta mtu 1600 type veth "
-        "peer name port-beta netns /ns/switch mtu 1600"
+        (
+            "link add uplink index 1001 netns /ns/beta mtu 1600 type veth "
+            "peer name port-beta netns /ns/switch mtu 1600"
+        )
     ]
     assert bridge_lines(topology, "beta") == [
         "link set lo up",
-        "link add br0 mtu 1600 address 02:71:6d:00:01:00 type bridge "
-        "stp_state 0 forward_delay 0 mcast_snooping 0",
+        (
+            "link add br0 mtu 1600 address 02:71:6d:00:01:00 type bridge "
+            "stp_state 0 forward_delay 0 mcast_snooping 0"
+        ),
         "link set br0 up",
     ]
     assert port_lines(topology, "beta", cables) == ["link set uplink master br0 up"]
@@ -75,8 +79,10 @@ def test_the_lines_of_a_host_make_what_the_topology_says() -> None:
     ]
     assert rate_lines("beta", cables) == [
         "qdisc replace dev uplink root noqueue",
-        "qdisc replace dev uplink root handle 1: tbf rate 1000000000bit "
-        "burst 625000b latency 50ms",
+        (
+            "qdisc replace dev uplink root handle 1: tbf rate 1000000000bit "
+            "burst 625000b latency 50ms"
+        ),
     ]  # fmt: skip
 
 
