@@ -8,6 +8,7 @@ closes. Commands are lines on standard input, answers are JSON objects a line on
     < report                {"event": "report", "period": NAME, "outage": {…}, "tcp": {…}, …}
     < end of file           the same report, and the end
 
+`problem` is why this cannot be one unbroken run of one guest that is well; null if it can.
 A report covers the period since the last mark; its noise floor is the longest gap of the period
 before that, in which nothing should have happened. All stamps are of one clock, this host's
 CLOCK_MONOTONIC: the guest's own clock stands still while it is paused.
@@ -156,7 +157,7 @@ class Observer:
                 "event": "report",
                 "period": self._history.name,
                 "outage": asdict(outage),
-                "problem": problem,
+                "problem": problem or None,
                 "tcp": asdict(self._echo.check.report(now_s)) if self._echo else None,
                 "guest": asdict(last) if last else None,
             }
