@@ -107,9 +107,9 @@ def lost(name: str, command: str, cause: BaseException | None, *, sent: bool) ->
 
 
 def closed_early(name: str, cause: BaseException | None) -> MonitorLostError:
-    """The link ended before the greeting had."""
+    """The link ended within the greeting; QEMU may not have got as far as its guest."""
     return MonitorLostError(
-        f"{name}: the monitor closed before it had greeted",
+        f"{name}: the monitor closed before it was ready",
         last_words=str(cause or "") or "end of file",
         next_step="look whether QEMU's process has ended",
     )

@@ -37,7 +37,7 @@ _RAMBLOCK = re.compile(
 )
 _NET_CLIENT = re.compile(
     r"(?P<peer> \\ )?(?:(?P<port>\S+): )?(?P<name>\S+): "
-    r"index=\d+,type=(?P<type>[^,]+),?(?P<rest>.*)"
+    r"index=(?P<queue>\d+),type=(?P<type>[^,]+),?(?P<rest>.*)"
 )
 
 
@@ -253,7 +253,7 @@ def parse_network(text: str) -> tuple[tuple[Nic, ...], tuple[tuple[str, int], ..
     fds: dict[str, int] = {}
     for line in text.splitlines():
         match = _NET_CLIENT.fullmatch(line.rstrip())
-        if match is None:
+        if match is None or match["queue"] != "0":  # the other queues of a NIC say nothing new
             continue
         said = dict(item.partition("=")[::2] for item in match["rest"].split(","))
         if match["type"] == "nic":
@@ -331,9 +331,10 @@ class _Tree:
             place = f"{parent.place}/{address}" if parent else f"pci {_ROOT}{address}"
         else:
             # A bus is named after its device's id, which the other side may lack: its number stays.
-            number = re.search(r"\.\d+$", bus_name)
-            place = f"{word or _family(bus_name)}{number[0] if number and parent and word != 'isa' else ''}"
-            place = f"{parent.place}/{place}" if parent and word != "isa" else place
+            place = word or _family(bus_name)
+            if parent and word != "isa":
+                number = re.search(r"\.\d+$", bus_name)
+                place = f"{parent.place}/{place}{number[0] if number else ''}"
             if not address:
                 self._ordinals[f"{place} {kind}"] += 1
                 address = f"{kind} {self._ordinals[f'{place} {kind}']}"

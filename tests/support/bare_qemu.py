@@ -22,7 +22,8 @@ class BareQemu:
 async def bare_qemu(directory: Path, name: str, *args: str) -> AsyncIterator[BareQemu]:
     """Start ``qemu-system-x86_64`` with `BARE` and `args`.
 
-    A second monitor on a socket pair greets when the main loop runs: nobody polls for a path.
+    A second monitor, on a socket pair, tells when: its greeting comes early, from a thread of its
+    own, but the first answer only from the main loop, when all devices are there.
     """
     path = str(directory / f"{name}.qmp")
     ours, theirs = socket.socketpair()
@@ -37,7 +38,9 @@ async def bare_qemu(directory: Path, name: str, *args: str) -> AsyncIterator[Bar
             ready = trio.socket.from_stdlib_socket(ours)
             with trio.fail_after(READY_DEADLINE_S):
                 greeting = await ready.recv(4096)
-            assert greeting.startswith(b'{"QMP"'), greeting
+                assert greeting.startswith(b'{"QMP"'), greeting
+                await ready.send(b'{"execute": "qmp_capabilities"}')
+                assert b"return" in await ready.recv(4096), "see QEMU's stderr"
             ready.close()
             yield BareQemu(process, path)
         finally:
