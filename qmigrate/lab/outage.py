@@ -94,7 +94,8 @@ def _contradiction(earlier: Reply, later: Reply) -> str:
     if earlier.boot_id != later.boot_id:
         return "the guest was rebooted"
     if earlier.probe == later.probe:
-        return f"probe {later.probe} was answered twice: two copies of the guest run"
+        # A copy that is too old answers again what was waiting when it was taken.
+        return f"probe {later.probe} was answered twice: a second or older copy of the guest runs"
     if later.answered_before <= earlier.answered_before:
         return (
             f"the guest's counter went back from {earlier.answered_before} to "
