@@ -64,6 +64,7 @@ class DestinationAgent(JobAgent):
         self.loaded = trio.Event()  # nothing more will come, for better or worse
         self.resumed = trio.Event()
         self.left: tuple[str, ...] = ()
+        self._unstarted = False  # the twin could not be made
         self._patience: trio.CancelScope | None = None
         self._exits: AsyncExitStack
 
@@ -85,6 +86,8 @@ class DestinationAgent(JobAgent):
                     await self._take_over()
                 else:
                     await self._prepare()
+                if self._unstarted:
+                    await self.over.wait()
                 self.ready.set()
                 if not self.over.is_set():
                     self._wait_for_peer("the source did not appear")
@@ -112,6 +115,7 @@ class DestinationAgent(JobAgent):
         except (QmigrateError, OSError) as exc:
             self.complain()
             what = exc.problem if isinstance(exc, QmigrateError) else None
+            self._unstarted = True
             self._fail(what or self.trouble("host", str(exc)))
 
     def _fail(self, problem: Problem) -> None:
@@ -324,9 +328,8 @@ class DestinationAgent(JobAgent):
                 await self._quit()
             case E.CLEAN:
                 self.left += await twin.remove(self.rtnl, self.tag)
-                if not self.ready.is_set():  # the source was never started: nobody will ask
+                if self._unstarted:  # nor is the source's agent then: nobody will ask
                     self.over.set()
-                    self.ready.set()
             case E.REPORT_UNKNOWN:
                 self.say("the outcome cannot be known here; nothing is touched")
             case E.END:

@@ -63,8 +63,8 @@ def main(words: list[str]) -> int:
         command = [*agent_command("worker"), job, *inherited.argv(), *again]
         status = subprocess.run(command, pass_fds=descriptors, check=False).returncode
         if status == OVER:
-            JobPlaces(job).remove()
             locks.remove(key, inherited.lock)
+            JobPlaces(job).remove()
             return 0
         if status == KEEP_JOURNAL:
             break

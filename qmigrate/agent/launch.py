@@ -24,7 +24,9 @@ def main() -> None:
             score.write(str(launch["oom_score_adj"]))
         for name, soft, hard in launch["limits"]:
             bounds = [resource.RLIM_INFINITY if v == UNLIMITED else v for v in (soft, hard)]
-            resource.setrlimit(getattr(resource, name), (bounds[0], bounds[1]))
+            number = getattr(resource, name, None)  # RLIMIT_LOCKS: without effect since Linux 2.4
+            if number is not None:
+                resource.setrlimit(number, (bounds[0], bounds[1]))
         for descriptor in launch["keep"]:
             os.set_inheritable(descriptor, True)
         os.setgroups(launch["groups"])

@@ -10,6 +10,7 @@ from typing import Self
 
 import trio
 
+from qmigrate.agent.twin import has_ended, wait_end
 from qmigrate.core.errors import MonitorError, MonitorLostError, MonitorSilentError
 from qmigrate.core.model import RunState
 from qmigrate.core.takeover import Look
@@ -72,6 +73,27 @@ class Watched:
         self._before: Tuning | None = None
         self._set: Tuning | None = None
 
+    @classmethod
+    def none(cls, name: str) -> Self:
+        """Return what stands for a QEMU that is not there (any more)."""
+        watched = cls.__new__(cls)
+        watched.pidfd = -1
+        watched._name = name
+        watched._qemu = None
+        watched._opened = trio.Event()
+        watched._before = watched._set = watched._failure = None
+        return watched
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process is gone, or never was."""
+        return self.pidfd < 0 or has_ended(self.pidfd)
+
+    @property
+    def opened(self) -> bool:
+        """Whether its monitor was ever spoken to."""
+        return self._opened.is_set() and self._failure is None
+
     @property
     def qemu(self) -> Qemu:
         """The calls; raises `MonitorLostError` while there is no monitor."""
@@ -83,7 +105,7 @@ class Watched:
         """Hold the monitor and hand its events on, until the process has ended."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._hold)
-            await trio.lowlevel.wait_readable(self.pidfd)
+            await wait_end(self.pidfd)
             # What QEMU said last is still in the buffer: hear it before its end is told.
             with trio.move_on_after(REOPEN_DEADLINE_S):
                 await self._closed()

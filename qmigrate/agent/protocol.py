@@ -17,6 +17,7 @@ a job's door. Decoding is strict: no coercion, no unknown or missing keys; it ra
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, TypeVar, get_args, get_origin
 
 import cattrs
@@ -302,10 +303,17 @@ def make_codec() -> cattrs.Converter:
     codec = make_converter(forbid_extra_keys=True)
     for kind in (str, int, float, bool):
         codec.register_structure_hook(kind, _exactly(kind))
+    codec.register_structure_hook(StrEnum, _member)  # else the hook of str takes its subclasses
     codec.register_structure_hook_factory(_is_tuple, _tuple_hook)
     codec.register_structure_hook_func(_is_secret, _structure_secret)
     codec.register_unstructure_hook_func(_is_secret, Secret.reveal)
     return codec
+
+
+def _member(value: Any, cls: type[StrEnum]) -> StrEnum:
+    if type(value) is not str and not isinstance(value, cls):
+        raise TypeError(f"expected a word, got {type(value).__name__} {value!r:.40}")
+    return cls(value)
 
 
 def _is_secret(cls: Any) -> bool:

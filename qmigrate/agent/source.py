@@ -92,9 +92,8 @@ class SourceAgent(JobAgent):
         self.stopped_by_us = False
         self.touched = False  # the copy began
         self.cancelled = False
-        self.qemu: Watched
+        self.qemu = Watched.none(self.spec.guest)
         self.rtnl: Rtnl
-        self.pidfd: int
         self.shape: Shape | None = None
         self.twin: TwinFacts | None = None
         self.findings: tuple[Finding, ...] = ()
@@ -151,7 +150,6 @@ class SourceAgent(JobAgent):
         pidfd = open_process(pid, start_ticks)
         if pidfd is None:
             raise GuestEndedError(f"the guest's QEMU (pid {pid}) has ended")
-        self.pidfd = pidfd
         self.qemu = Watched(self.qmp_thread, pidfd, monitor, self.spec.guest, self.on_qemu)
         self.nursery.start_soon(self._follow, self.qemu)
         await self.qemu.wait_open(MONITOR_DEADLINE_S)
@@ -502,6 +500,9 @@ class SourceAgent(JobAgent):
 
     async def _quit(self) -> None:
         """End the source's QEMU; the destination is proved, so nothing but its end is wanted."""
+        if self.qemu.has_ended:
+            self.post(SE.QUIT)
+            return
         try:
             self.figures = await self.qemu.qemu.query_migrate()
         except MonitorError as exc:
@@ -514,12 +515,12 @@ class SourceAgent(JobAgent):
         except (MonitorError, HostError) as exc:
             self.say(f"quit: {exc}")
         with trio.move_on_after(QUIT_DEADLINE_S):
-            await twin.wait_end(self.pidfd)
+            await twin.wait_end(self.qemu.pidfd)
             self.post(SE.QUIT)
             return
         self.say("QEMU did not end after quit: it is killed")
         try:
-            await twin.kill(self.pidfd)
+            await twin.kill(self.qemu.pidfd)
             self.post(SE.QUIT)
         except HostError as exc:
             self.left += (f"{self.spec.host}: {exc.problem.what}",)
@@ -527,7 +528,7 @@ class SourceAgent(JobAgent):
 
     async def _return_guest(self) -> None:
         """Bring the guest back to the state it had, then the parameters it had."""
-        if not hasattr(self, "qemu"):
+        if not self.qemu.opened:  # it could never be spoken to, so nothing was done to it
             self.post(SE.RETURNED_HERE)
             return
         try:
@@ -540,7 +541,7 @@ class SourceAgent(JobAgent):
             await self.qemu.restore()
             self.post(SE.RETURNED_HERE)
         except MonitorError as exc:
-            if twin.has_ended(self.pidfd):
+            if self.qemu.has_ended:
                 return  # QEMU_GONE comes by itself
             self.post(SE.STUCK, exc.problem)
 

@@ -189,8 +189,12 @@ def start_ticks(pid: int) -> int:
 
 
 async def wait_end(pidfd: int) -> None:
-    """Return when the process has ended."""
-    await trio.lowlevel.wait_readable(pidfd)
+    """Return when the process has ended; many tasks may wait."""
+    own = os.dup(pidfd)  # trio lets one task wait for a descriptor
+    try:
+        await trio.lowlevel.wait_readable(own)
+    finally:
+        os.close(own)
 
 
 def has_ended(pidfd: int) -> bool:
