@@ -22,9 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(context: Context, args: argparse.Namespace) -> int:
     """Show the inventory; not under trio, whose import would be felt at every TAB."""
     if args.names and not context.out.json:
-        from qmigrate.controller import inventory
+        from qmigrate.controller import inventory_text
 
-        context.out.lines(inventory.names(context.config))
+        context.out.lines(inventory_text.names(context.config))
         return 0
     found = context.inventory()
     if context.out.json:

@@ -7,7 +7,6 @@ Results go to stdout, everything else to stderr. Names and QEMU's words come fro
 import contextlib
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -131,6 +130,8 @@ class Output:
         if not self.fits_to_terminal():
             self.write(tab_separated(table))
             return
+        import shutil  # zlib, bz2, lzma: 15 ms
+
         width = shutil.get_terminal_size().columns  # $COLUMNS first, as everywhere
         self.write(fitted(table, width=width, color=self.color))
 

@@ -29,6 +29,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
+from qmigrate.controller.inventory_text import read_toml
 from qmigrate.core.errors import ConfigError
 from qmigrate.core.model import HostSpec
 from qmigrate.core.quantities import parse_rate
@@ -160,21 +161,6 @@ def destination_fault(text: str) -> str | None:
     if "/" in text:
         return "a host has no slash"
     return None
-
-
-def read_toml(text: str, name: str) -> dict[str, Any]:
-    """Return the document in `text`; raises `ConfigError` with the place of what is no TOML."""
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
-        # tomllib tells the place in words only: "Expected ']' … (at line 3, column 8)".
-        found = re.search(r"^(.*) \(at (?:line (\d+), column (\d+)|end of document)\)$", str(exc))
-        message, line, column = found.groups() if found else (str(exc), None, None)
-        lines = text.splitlines() or [""]
-        place = f"{line}:{column}" if line else f"{len(lines)}:{len(lines[-1]) + 1}"
-        raise ConfigError(f"{name}:{place}: {message}", next_step=f"correct {name}") from exc
-    except RecursionError as exc:
-        raise ConfigError(f"{name}: nested too deeply to be an inventory") from exc
 
 
 def _table(document: dict[str, Any], key: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from qmigrate.cli import supervise
 from qmigrate.cli.context import Context, Interrupts
 from qmigrate.cli.failure import judge
 from qmigrate.cli.parser import Command, build, parse
-from qmigrate.controller import inventory
+from qmigrate.controller import inventory_text
 from qmigrate.core.errors import (
     BlockedError,
     ConfigError,
@@ -33,7 +33,7 @@ from qmigrate.core.errors import (
 @pytest.fixture(autouse=True)
 def nobodys_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    monkeypatch.setattr(inventory, "SYSTEM_FILE", tmp_path / "etc.toml")
+    monkeypatch.setattr(inventory_text, "SYSTEM_FILE", tmp_path / "etc.toml")
     for name in ("QMIGRATE_CONFIG", "QMIGRATE_SSH_CONFIG"):
         monkeypatch.delenv(name, raising=False)
 

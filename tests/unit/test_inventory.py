@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmigrate.controller import inventory
-from qmigrate.controller.inventory import Inventory, find, load, names
+from qmigrate.controller import inventory_text
+from qmigrate.controller.inventory import Inventory, load
 from qmigrate.controller.inventory_file import (
     Defaults,
     GuestSpec,
@@ -15,6 +15,7 @@ from qmigrate.controller.inventory_file import (
     locate,
     parse,
 )
+from qmigrate.controller.inventory_text import find, names
 from qmigrate.core.errors import ConfigError, UsageError
 from qmigrate.core.model import HostSpec
 
@@ -46,7 +47,7 @@ bandwidth = "800Mbit"
 def nobodys_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Keep the inventory of whoever runs the tests out of them."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
-    monkeypatch.setattr(inventory, "SYSTEM_FILE", tmp_path / "etc" / "config.toml")
+    monkeypatch.setattr(inventory_text, "SYSTEM_FILE", tmp_path / "etc" / "config.toml")
     for name in ("QMIGRATE_CONFIG", "QMIGRATE_SSH_CONFIG"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
