@@ -210,7 +210,7 @@ def test_an_older_copy_of_the_guest_is_found_out(tmp_path: Path) -> None:
         with running(spec, tmp_path, "-incoming", f"file:{saved}", place=place):
             for _ in range(PATIENCE):
                 problem = probe.tell("report")["problem"]
-                if problem != "the guest does not answer any more":
+                if "copy" in (problem or ""):
                     break
     assert "older copy" in (problem or "")
 
