@@ -17,7 +17,7 @@ class Secret(Generic[AnyStr]):
     __slots__ = ("_value",)
 
     def __init__(self, value: AnyStr) -> None:
-        self._value = value
+        self._value: AnyStr = value
 
     def reveal(self) -> AnyStr:
         """Return the value itself: for the one place that needs it, never to be kept."""

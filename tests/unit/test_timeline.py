@@ -1,7 +1,7 @@
 """Two clocks, one story."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qmigrate.core.job import Mark
@@ -22,7 +22,8 @@ from qmigrate.core.timeline import (
     sample_clock,
 )
 
-untimed = settings(deadline=None)  # a loaded machine is no finding
+# A loaded machine is no finding.
+untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 NOW = 1_700_000_000_000_000
 BASE = NOW - 5_000_000

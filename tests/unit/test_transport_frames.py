@@ -1,7 +1,7 @@
 """The link's codec: known bytes, every cut, and whatever else may come."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qmigrate.core.errors import ProtocolError
@@ -32,7 +32,8 @@ from qmigrate.transport.frames import (
     parse_pong_untrusted,
 )
 
-untimed = settings(deadline=None)  # a loaded machine is no finding
+# A loaded machine is no finding.
+untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 HELLO = Hello(1, "j", Side.SOURCE, "b", 7, frozenset({"direct"}), Generation(7, 2))
 OFFER = Offer(3, "ram0", b"\x11" * TOKEN_BYTES, b"\x22" * TOKEN_BYTES)
 
