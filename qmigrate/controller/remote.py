@@ -225,11 +225,14 @@ async def open_agent(
                     total_s = perf_counter() - began
                     timings = StartTimings(session.timings, loading.took_s, steps, total_s)
                     agent = Agent(spec.name, hello, timings, session, lines)
-                    nursery.start_soon(agent._read)
-                    try:
-                        yield agent
-                    finally:
-                        nursery.cancel_scope.cancel()
+                    # A nursery of its own: cancelled further out, the closing of the stream would
+                    # raise Cancelled in place of what the block raised, and swallow it.
+                    async with trio.open_nursery() as reading:
+                        reading.start_soon(agent._read)
+                        try:
+                            yield agent
+                        finally:
+                            reading.cancel_scope.cancel()
 
 
 @asynccontextmanager
