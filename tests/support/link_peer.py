@@ -19,6 +19,7 @@ from qmigrate.agent.protocol import codec, structure_untrusted
 from qmigrate.core.errors import Problem, QmigrateError
 from qmigrate.core.model import Address, Side
 from qmigrate.core.secret import Identity
+from qmigrate.transport import endpoint as endpoint_module
 from qmigrate.transport.endpoint import Endpoint, EndpointSpec, open_endpoint
 from qmigrate.transport.link import Link
 from tests.support.link_pair import job_keys
@@ -49,6 +50,8 @@ async def _serve() -> None:
         boot_id=f"boot of {opened['side']}",
         listen_addresses=tuple(opened["listen"]),
     )
+    # Which address wins must not depend on how loaded the machine is.
+    endpoint_module.STAGGER_S = opened["stagger_s"]
     async with trio.open_nursery() as nursery, open_endpoint(spec, nursery) as endpoint:
         _say({"addresses": [[a.host, a.port] for a in endpoint.addresses]})
         peer = _Peer(endpoint)
@@ -143,7 +146,12 @@ async def remote(place: Namespace, side: Side, listen: list[str]) -> AsyncIterat
             start, ["nsenter", f"--net={place.path}", *argv]
         )
         peer = Remote(process, [], bytearray())
-        opened = {"identity": codec.unstructure(identity), "side": side, "listen": listen}
+        opened = {
+            "identity": codec.unstructure(identity),
+            "side": side,
+            "listen": listen,
+            "stagger_s": 5.0,
+        }
         assert process.stdin is not None
         await process.stdin.send_all(json.dumps(opened).encode() + b"\n")
         peer.addresses = (await peer.read())["addresses"]
