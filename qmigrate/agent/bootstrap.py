@@ -154,7 +154,8 @@ def _forgettable(cache: str) -> "Iterator[str]":
         elif re.fullmatch(r"[0-9a-f]{32}-[\w-]+", name):
             with contextlib.suppress(OSError):
                 versions.append((os.stat(path + "/.ok").st_mtime, path))
-    yield from (path for _, path in sorted(versions)[:-KEEP])
+    # One less: the version that makes room for itself is about to be the newest.
+    yield from (path for _, path in sorted(versions)[: 1 - KEEP])
 
 
 def clean(cache: str) -> None:

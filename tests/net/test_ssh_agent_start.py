@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from qmigrate.agent.protocol import PROTOCOL, Echo
+from qmigrate.agent.protocol import PROTOCOL, Echo, Failure, FromAgent
 from qmigrate.controller.payload import Payload, build_payload, load_payload
-from qmigrate.controller.remote import open_agent, open_agents
+from qmigrate.controller.remote import Agent, open_agent, open_agents
+from qmigrate.controller.session import open_session
 from qmigrate.controller.streams import ProcessStream
 from qmigrate.core.errors import (
     AgentLostError,
@@ -84,6 +85,24 @@ async def test_the_first_start_pushes_and_the_second_finds_it_there(server: Sshd
     assert re.fullmatch(r"[0-9a-f]{32}-cpython-\d+", kept)
     modes = server.inside("stat", "-c", "%a %u", "/var/cache/qmigrate", CACHE).split("\n")
     assert modes[:2] == ["700 0", "700 0"]
+
+
+class Mine(Exception):
+    """Raised by the caller of the code under test."""
+
+
+@pytest.mark.parametrize("where", ["server", "here"])
+async def test_an_error_inside_the_block_comes_out_of_it(server: Sshd, where: str) -> None:
+    spec = server.spec() if where == "server" else HostSpec("here", None)
+    with pytest.raises(Mine):
+        async with open_agent(spec, as_user=True):
+            raise Mine
+    with pytest.raises(Mine):
+        async with open_agents([spec, spec], as_user=True):
+            raise Mine
+    with pytest.raises(Mine):
+        async with open_session(spec) as session, await session.run(["cat"]):
+            raise Mine
 
 
 async def test_no_process_stays_when_the_controller_has_gone(server: Sshd) -> None:
@@ -203,7 +222,7 @@ async def test_a_killed_agent_is_lost_with_its_last_words(server: Sshd) -> None:
                 with pytest.raises(AgentLostError) as caught:
                     async for _ in agent.stream(Echo("x", notes=1 << 40)):
                         pass
-                assert caught.value.problem.last_words == "last words"
+                assert (caught.value.problem.last_words or "").startswith("last words")
                 assert caught.value.problem.host == "server"
 
             nursery.start_soon(wait_for_it)
@@ -213,11 +232,35 @@ async def test_a_killed_agent_is_lost_with_its_last_words(server: Sshd) -> None:
             await agent.call(Echo("x"))
 
 
-async def test_a_call_has_a_deadline_and_the_agent_lives_on(server: Sshd) -> None:
+async def test_a_call_has_a_deadline_and_the_agent_gives_it_up(
+    server: Sshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_up = trio.Event()
+    deliver = Agent._deliver
+
+    def watch(self: Agent, message: FromAgent) -> None:
+        if isinstance(message, Failure) and message.problem.code == "cancelled":
+            given_up.set()
+        deliver(self, message)
+
+    monkeypatch.setattr(Agent, "_deliver", watch)
     async with open_agent(server.spec()) as agent:
         with pytest.raises(AgentLostError, match=r"did not answer Echo within 0\.2 s"):
             await agent.call(Echo("x", notes=1 << 40), deadline_s=0.2)
         assert await agent.call(Echo("y")) == Echo("y")
+        with trio.fail_after(10):
+            await given_up.wait()
+
+
+def descriptor(pid: int, number: int) -> Path:
+    return Path(f"/proc/{pid}/fd/{number}").readlink()
+
+
+async def test_what_an_agent_or_its_children_print_is_no_message() -> None:
+    """Descriptor 1 of a running agent is its stderr."""
+    async with open_agent(HostSpec("here", None), as_user=True) as agent:
+        links = [descriptor(agent.hello.pid, number) for number in (1, 2)]
+        assert links[0] == links[1]
 
 
 def test_all_of_it_can_be_imported_without_the_controller(tmp_path: Path) -> None:
@@ -315,7 +358,7 @@ async def test_the_last_two_versions_stay_and_what_runs_is_never_removed(server:
     async with open_agent(server.spec(), payload=variant(4)):
         pass
     kept = listing(server)
-    assert len(kept) == 3
+    assert len(kept) == 2
     assert ".new-0123456789abcdef" not in kept
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import trio
-from trio.testing import memory_stream_pair
+from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
 from qmigrate.agent.protocol import (
     PROTOCOL,
@@ -191,3 +191,34 @@ async def test_an_answer_too_long_for_a_line_is_a_failure_of_its_call() -> None:
     async with serving({Echo: echo}) as talk:
         await talk.say(Call(1, Echo("")))
         assert (await talk.hear()).problem.code == "protocol"
+
+
+async def test_a_cancel_never_cuts_a_line_in_two() -> None:
+    """The stream takes its time; the cancel comes while a line is half sent."""
+    ours, theirs = memory_stream_pair()
+    half, go = trio.Event(), trio.Event()
+    send_all = theirs.send_stream.send_all
+
+    async def slowly(data: bytes) -> None:
+        await send_all(data[:10])
+        if b"Note" in data:
+            half.set()
+            await go.wait()
+        await send_all(data[10:])
+
+    theirs.send_stream.send_all = slowly  # type: ignore[method-assign]
+    talk = Talk(ours)
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Server(theirs, theirs).serve, HELLO)
+            assert await talk.hear() == HELLO
+            await talk.say(Call(1, Echo("x", notes=1 << 30)))
+            await half.wait()
+            await talk.say(Cancel(1))
+            await wait_all_tasks_blocked()
+            go.set()
+            assert isinstance(await talk.hear(), Note)
+            while isinstance(message := await talk.hear(), Note):
+                pass
+            assert message.problem.code == "cancelled"
+            await ours.aclose()
