@@ -25,7 +25,7 @@ from qmigrate.core.handover import (
     destination_step,
 )
 from qmigrate.core.job import Announced, AnnounceReport, DestinationSpec, TwinFacts
-from qmigrate.core.model import Address, RunState, Side
+from qmigrate.core.model import RUNS, Address, RunState, Side
 from qmigrate.core.takeover import destination_after
 from qmigrate.core.tuning import Options, Party
 from qmigrate.qmp.events import Event, MigrationEvent, MigrationStatus, ResumeEvent
@@ -157,6 +157,8 @@ class DestinationAgent(JobAgent):
         """Go on from the journal of an agent that died."""
         entry = self.entry()
         self.say(f"taking over at {entry.record}")
+        if self.endpoint is not None:
+            self.endpoint.set_peer(entry.peer)
         looked = Looked.gone()
         pidfd = open_process(entry.pid, entry.start_ticks)
         if pidfd is not None and entry.pid is not None and entry.monitor is not None:
@@ -168,7 +170,7 @@ class DestinationAgent(JobAgent):
                 return
             looked = await self.qemu.look() if self.qemu else looked
         self.state, effects = destination_after(entry.record, looked.look, looked.state)
-        self.run_it = entry.had in (RunState.RUNNING, RunState.UNKNOWN)
+        self.run_it = entry.had in RUNS or entry.had is RunState.UNKNOWN
         if looked.completed:
             self.loaded.set()
         await self.carry_out(effects)
@@ -177,6 +179,7 @@ class DestinationAgent(JobAgent):
 
     def point(self, addresses: tuple[Address, ...]) -> None:
         """Learn where the source listens."""
+        self.record(self.entry().record, peer=addresses)
         if self.endpoint is not None:
             self.endpoint.set_peer(addresses)
 
@@ -222,6 +225,7 @@ class DestinationAgent(JobAgent):
                 self.nursery.start_soon(self._arm, message)
             case peer.Go():
                 self.run_it = message.run
+                self.had = RunState.RUNNING if message.run else RunState.PAUSED
                 self.post(DE.GO)
             case peer.Ask():
                 self.post(DE.ASK)
@@ -314,6 +318,7 @@ class DestinationAgent(JobAgent):
                 await self._run()
             case E.ANNOUNCE:
                 await self._announce()
+                self.nursery.start_soon(self._restore)
             case E.ANSWER_LOADED:
                 await self.send(peer.Loaded())
             case E.ANSWER_RUNNING:
@@ -391,7 +396,7 @@ class DestinationAgent(JobAgent):
             self.post(DE.CONT_UNKNOWN, exc.problem)
             self.nursery.start_soon(self._seek_running)
             return
-        if state is RunState.RUNNING or self.resumed.is_set():
+        if state in RUNS or self.resumed.is_set():
             self.post(DE.RUNS)
         else:
             what = f"cont was taken and the guest is {state}"
@@ -403,7 +408,7 @@ class DestinationAgent(JobAgent):
         while self.state is D.GO:
             await trio.sleep(1.0)
             try:
-                if self.qemu and await self.qemu.qemu.status() is RunState.RUNNING:
+                if self.qemu and await self.qemu.qemu.status() in RUNS:
                     self.post(DE.RUNS)
                     return
             except MonitorError:
@@ -421,6 +426,19 @@ class DestinationAgent(JobAgent):
             await watched.qemu.announce_self()
         except MonitorError as exc:
             self.say(f"announce-self: {exc}")
+
+    async def _restore(self) -> None:
+        """Leave QEMU's migration parameters as a fresh one has them: they would stay set."""
+        try:
+            if self.qemu is not None:
+                await self.qemu.restore()
+        except MonitorError as exc:
+            self.say(f"migration parameters were not restored: {exc}")
+
+    def abandon(self) -> None:
+        """Give up because the controller could not start the source."""
+        self._unstarted = True
+        self.post(DE.REFUSE, self.trouble("cancelled", "the source was not started"))
 
     def _announced(self) -> AnnounceReport | None:
         if not self.announcers:

@@ -58,6 +58,7 @@ class JobAgent(ABC):
         self.state: Any = None
         self.problem: Problem | None = None  # the first one is the reason
         self.report: JobReport | None = None
+        self.had = RunState.UNKNOWN  # the state to be found again at the end
         self.link: Link | None = None
         self.endpoint: Endpoint | None = None
         self.started_s = time.monotonic()
@@ -154,6 +155,7 @@ class JobAgent(ABC):
         entry = replace(
             self.entry(),
             record=record,
+            had=self.had,
             boottime_s=time.clock_gettime(time.CLOCK_BOOTTIME),
             note=self.problem.what if self.problem else None,
             **changes,

@@ -25,7 +25,7 @@ from typing import Self
 from qmigrate.agent.protocol import codec, parse_json_untrusted, structure_untrusted
 from qmigrate.core.errors import HostError, ProtocolError
 from qmigrate.core.handover import Record
-from qmigrate.core.model import RunState
+from qmigrate.core.model import Address, RunState
 
 SLOT_BYTES = 32 * 1024
 VERSION = 1
@@ -52,6 +52,7 @@ class Entry:
     monitor: str | None
     made: tuple[str, ...]  # what this job made here: "tap NAME ALIAS", "directory PATH", …
     boottime_s: float  # CLOCK_BOOTTIME of the record
+    peer: tuple[Address, ...] = ()  # where the other side listens
     note: str | None = None  # why, as a sentence, where there is one
 
 

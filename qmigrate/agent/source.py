@@ -46,7 +46,7 @@ from qmigrate.core.job import (
     TwinFacts,
 )
 from qmigrate.core.likeness import differences
-from qmigrate.core.model import Address, Finding, RunState, Shape, Side
+from qmigrate.core.model import RUNS, Address, Finding, RunState, Shape, Side
 from qmigrate.core.takeover import Return, how_to_return, source_after
 from qmigrate.core.tuning import Options, Party, change
 from qmigrate.qmp.events import (
@@ -88,7 +88,6 @@ class SourceAgent(JobAgent):
         self.guest: SourceSpec = self.spec.source
         self.state: Source = S.PREPARED
         self.limits: Limits = self.spec.limits
-        self.had = RunState.UNKNOWN
         self.stopped_by_us = False
         self.touched = False  # the copy began
         self.cancelled = False
@@ -142,7 +141,7 @@ class SourceAgent(JobAgent):
         try:
             await self._hold(self.guest.pid, self.guest.start_ticks, self.guest.monitor)
             self.had = await self.qemu.qemu.status()
-            self.record(Record.PREPARED, had=self.had, monitor=self.guest.monitor)
+            self.record(Record.PREPARED, monitor=self.guest.monitor)
         except QmigrateError as exc:
             self.post(SE.GIVE_UP, exc.problem)
 
@@ -174,11 +173,6 @@ class SourceAgent(JobAgent):
             await self.qemu.tune(Party.SOURCE, self.options())
             await self._connect_memory()
             self._learn()
-            if self.spec.mode is Mode.OFFLINE and self.had is RunState.RUNNING:
-                self.stopped_by_us = True
-                self.record(self.entry().record, stopped_by_us=True)
-                await self.qemu.qemu.stop()
-            self.touched = True
             self.post(SE.START)
         except QmigrateError as exc:
             self.post(SE.GIVE_UP, exc.problem)
@@ -359,7 +353,7 @@ class SourceAgent(JobAgent):
                 self.nursery.start_soon(self._who_stopped, self._settled)
             case ResumeEvent():
                 self.stop_us = None
-                if self.state is S.COPYING:
+                if self.state in (S.PREPARED, S.COPYING):
                     self.had = RunState.RUNNING
             case ShutdownEvent():
                 self.guest_events.append(f"shut down: {event.reason}")
@@ -437,7 +431,7 @@ class SourceAgent(JobAgent):
             case E.MIGRATE_CANCEL:
                 await self._cancel()
             case E.SEND_GO:
-                await self.send(peer.Go(run=self.had is RunState.RUNNING))
+                await self.send(peer.Go(run=self.had in RUNS))
                 self.mark("go sent")
             case E.SEND_ASK:
                 await self.send(peer.Ask())
@@ -470,7 +464,12 @@ class SourceAgent(JobAgent):
 
     async def _migrate(self) -> None:
         self.mark("migrate")
+        self.touched = True
         try:
+            if self.spec.mode is Mode.OFFLINE and self.had is RunState.RUNNING:
+                self.stopped_by_us = True
+                self.record(self.entry().record, stopped_by_us=True)
+                await self.qemu.qemu.stop()
             await self.qemu.qemu.migrate_fd(SOCKET)
         except CommandError as exc:
             self.post(SE.QEMU_RUNS_ON, exc.problem)

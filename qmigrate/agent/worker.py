@@ -89,9 +89,12 @@ def _handlers(agent: JobAgent) -> dict[type, Handler]:
         return Done(await agent.change(request))
 
     async def cancel(_ctx: AgentContext, _request: CancelJob) -> Done:
-        if not isinstance(agent, SourceAgent):
+        if isinstance(agent, SourceAgent):
+            agent.cancel()
+        elif isinstance(agent, DestinationAgent) and agent.link is None:
+            agent.abandon()
+        else:
             raise HostError("a job is cancelled at its source")
-        agent.cancel()
         return Done(f"asked in state {agent.state}")
 
     return {

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from qmigrate.cli import check, completion, hosts, lab, logs, migrate
+from qmigrate.cli import cancel, check, completion, hosts, lab, logs, migrate, watch
 from qmigrate.cli import list as list_command
 from qmigrate.cli import set as set_command
 from qmigrate.cli.context import INTERRUPTED, Context, Interrupts
@@ -22,7 +22,9 @@ COMMANDS: tuple[Command, ...] = (
     list_command,
     check,
     migrate,
+    watch,
     set_command,
+    cancel,
     logs,
     hosts,
     lab,

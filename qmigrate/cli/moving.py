@@ -7,8 +7,15 @@ from typing import Any
 from qmigrate.cli.progress import ProgressView
 from qmigrate.cli.render import Output, printable
 from qmigrate.controller.plan import Plan
-from qmigrate.controller.result import Result, document, finding_documents
-from qmigrate.core.job import Outcome
+from qmigrate.controller.result import (
+    Result,
+    blackout_ms,
+    document,
+    error_document,
+    exit_code,
+    finding_documents,
+)
+from qmigrate.core.job import JobNote, JobReport, Outcome
 from qmigrate.core.model import Finding, Progress, Severity
 from qmigrate.core.preflight import blockers
 from qmigrate.core.quantities import human_bytes, human_seconds
@@ -17,6 +24,7 @@ from qmigrate.core.redact import redact
 PLAN_SCHEMA = "qmigrate.plan/1"
 RESULT_SCHEMA = "qmigrate.result/1"
 CHECK_SCHEMA = "qmigrate.check/1"
+REPORT_SCHEMA = "qmigrate.report/1"
 
 
 class MoveView:
@@ -40,6 +48,15 @@ class MoveView:
         """Show a sentence that does not stop anything."""
         if not self._out.json:
             self._out.say(printable(text))
+
+    def note(self, note: JobNote) -> None:
+        """Show whatever a job's note holds."""
+        if note.progress:
+            self.progress(note.progress)
+        if note.warning:
+            self.warn(note.warning)
+        if note.unknown:
+            self.warn(f"{note.unknown.what}; {note.unknown.next_step}")
 
     def started(self, job: str) -> None:
         """Remember and show the job's id."""
@@ -130,6 +147,28 @@ def show_result(out: Output, result: Result) -> int:
     if result.outcome is Outcome.REFUSED:
         out.say(f"{result.guest} was not touched")
     return result.exit_code
+
+
+def show_report(out: Output, report: JobReport) -> int:
+    """Write how a job ended that another command began; return the exit code it had."""
+    code = exit_code(report.outcome, report.problem, incomplete=bool(report.leftovers))
+    blackout = blackout_ms(report)
+    if out.json:
+        body = {
+            "job": report.job,
+            "outcome": str(report.outcome),
+            "exit": code,
+            "blackout_ms": blackout,
+            "leftovers": list(report.leftovers),
+            "error": error_document(report.problem),
+        }
+        out.document(REPORT_SCHEMA, body)
+        return code
+    more = f", blackout {blackout:.1f} ms" if blackout is not None else ""
+    out.lines([f"job {report.job}: {report.outcome}{more}"])
+    if report.problem is not None:
+        out.problem(report.problem)
+    return code
 
 
 def _sentence(result: Result) -> str:

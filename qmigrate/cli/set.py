@@ -16,8 +16,8 @@ qmigrate set web1-3fa9c2@alpha --max-downtime 1000"""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     add_job(parser)
-    parser.add_argument("--downtime-limit", type=_positive, metavar="MS")
-    parser.add_argument("--max-downtime", type=_positive, metavar="MS")
+    parser.add_argument("--downtime-limit", type=_positive, metavar="MS", help="wished blackout")
+    parser.add_argument("--max-downtime", type=_positive, metavar="MS", help="raised at most to")
     parser.add_argument("--bandwidth", type=_rate, metavar="RATE", help="as 800Mbit or 60MiB")
 
 

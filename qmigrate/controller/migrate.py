@@ -38,6 +38,8 @@ from qmigrate.core.preflight import blockers
 
 START_DEADLINE_S = 120.0  # for a job's agent and its QEMU, whose own deadlines say more
 
+UNKNOWN_PATIENCE_S = 15.0  # after the source said that it cannot know: links come back in seconds
+
 
 class View(Protocol):
     """Whoever shows how it goes."""
@@ -72,6 +74,8 @@ class Move:
         self.connect_s = 0.0
         self.plan_s = 0.0
         self.plan: Plan | None = None
+        self._unknown = trio.Event()
+        self._why_unknown: Problem | None = None
 
     def _phase(self, name: str) -> None:
         elapsed_s = round(perf_counter() - self.began_s, 3)
@@ -156,6 +160,13 @@ class Move:
                 await self.reins.leave.wait()
                 nursery.cancel_scope.cancel()
 
+            async def lose_patience() -> None:
+                nonlocal outcome, problem
+                await self._unknown.wait()
+                await trio.sleep(UNKNOWN_PATIENCE_S)
+                outcome, problem = Outcome.UNKNOWN, self._why_unknown
+                nursery.cancel_scope.cancel()
+
             async def cancel() -> None:
                 await self.reins.cancel.wait()
                 done = await source.call(CancelJob(plan.job))
@@ -163,6 +174,7 @@ class Move:
 
             nursery.start_soon(watch)
             nursery.start_soon(leave)
+            nursery.start_soon(lose_patience)
             nursery.start_soon(_or_warn, self.view, cancel)
         if report is None:
             return self._result(outcome, problem or _left(plan), None)
@@ -183,6 +195,8 @@ class Move:
         if note.warning:
             self.view.warn(note.warning)
         if note.unknown:
+            self._why_unknown = note.unknown
+            self._unknown.set()
             self.view.warn(f"{note.unknown.what}; {note.unknown.next_step}")
 
     def _result(

@@ -136,7 +136,7 @@ def document(result: Result) -> dict[str, Any]:
         "guest_events": list(report.guest_events) if report else [],
         "still_enabled": report.still_enabled if report else None,
         "leftovers": list(report.leftovers) if report else [],
-        "error": _error(result.problem),
+        "error": error_document(result.problem),
     }
 
 
@@ -168,7 +168,8 @@ def _announced(report: AnnounceReport | None) -> dict[str, Any] | None:
     }
 
 
-def _error(problem: Problem | None) -> dict[str, Any] | None:
+def error_document(problem: Problem | None) -> dict[str, Any] | None:
+    """Return an error as JSON's plain object."""
     if problem is None:
         return None
     return {

@@ -34,6 +34,9 @@ class RunState(StrEnum):
         return cls.UNKNOWN
 
 
+RUNS = frozenset((RunState.RUNNING, RunState.SUSPENDED))  # what `cont` leads to
+
+
 class Owner(StrEnum):
     """Who else looks after a QEMU process and might start it again."""
 

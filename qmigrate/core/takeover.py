@@ -17,7 +17,7 @@ from qmigrate.core.handover import (
     destination_step,
     source_step,
 )
-from qmigrate.core.model import RunState
+from qmigrate.core.model import RUNS, RunState
 
 
 class Look(StrEnum):
@@ -78,7 +78,7 @@ def destination_after(record: Record, look: Look, state: RunState) -> tuple[Dest
         case Record.GO:
             if look is Look.GONE:
                 return destination_step(Destination.GO, DestinationEvent.QEMU_GONE)
-            if state is RunState.RUNNING:
+            if state in RUNS:
                 return destination_step(Destination.GO, DestinationEvent.RUNS)
             return Destination.GO, (Effect.RUN,)
         case Record.RUNNING:
@@ -108,7 +108,7 @@ def how_to_return(state: RunState, had: RunState, *, stopped_by_us: bool) -> Ret
     (`postmigrate`) or that we stopped.
     """
     if state is RunState.POSTMIGRATE:
-        return Return.CONT if had is RunState.RUNNING else Return.ACTIVATE
+        return Return.CONT if had in RUNS else Return.ACTIVATE
     if state is RunState.PAUSED and stopped_by_us and had is RunState.RUNNING:
         return Return.CONT
     return Return.NOTHING
