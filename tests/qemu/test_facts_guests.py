@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from qmigrate.agent import facts, process
+from qmigrate.agent import facts, monitors, process
 from qmigrate.agent.protocol import InspectGuest, ListGuests
 from qmigrate.agent.server import AgentContext, Shared
 from qmigrate.core.errors import UsageError
@@ -132,3 +132,16 @@ async def test_what_was_plugged_in_or_blocks_a_move_is_told(tmp_path: Path) -> N
         detail = await facts.inspect_guest(ctx, InspectGuest(str(seen.pid)))
         assert detail.hotplugged == ("late",)
         assert any("virtio-sound" in reason for reason in detail.blocked_reasons)
+
+
+async def test_a_guest_that_hangs_anywhere_costs_its_own_deadline_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitors, "GREETING_DEADLINE_S", 600.0)
+    monkeypatch.setattr(facts, "GUEST_DEADLINE_S", 0.5)
+    async with agent() as ctx, odd_qemu(tmp_path, "-qmp", "unix:m,server=on,wait=off") as seen:
+        os.kill(seen.pid, signal.SIGSTOP)
+        with trio.fail_after(30):
+            [guest] = await listed(ctx, seen)
+        assert guest.monitor_problem == "it has not answered within 0.5 s"
+        assert f"process {seen.pid}" in (guest.monitor_fix or "")
