@@ -131,6 +131,7 @@ def clear(places: Places) -> None:
 def _end_processes(places: Places) -> None:
     """End the warden and with it every node; return when all are dead. We hold the lock."""
     _end_warden(places)
+    _kill_members(places)  # a warden that was killed leaves them dying, or one day alive
     lock = places.warden_lock
     if lock.exists():
         descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
@@ -143,12 +144,23 @@ def _end_processes(places: Places) -> None:
     if places.name in _wardens:
         with contextlib.suppress(ChildProcessError):  # somebody here waits for every child
             os.waitpid(_wardens.pop(places.name), 0)  # its files are closed: it is about to end
-    for pid in members(places):  # a warden that was killed leaves them dying
-        with contextlib.suppress(ProcessLookupError), _pidfd(pid) as pidfd:
-            if is_member(places, pid):  # else the number is another's already
-                syscalls.send_signal(pidfd, signal.SIGKILL)
-                if not syscalls.wait_for_end(pidfd, END_DEADLINE_S) and _lives(pid):
-                    raise HostError(f"lab {places.name}: process {pid} does not end")
+    _kill_members(places)  # what the last one's fork had not finished
+
+
+def _kill_members(places: Places) -> None:
+    """End whatever runs in the lab's nodes, whoever put it there; raises `HostError`."""
+    with contextlib.ExitStack() as open_here:
+        killed = {}
+        for pid in members(places):
+            with contextlib.suppress(ProcessLookupError):
+                killed[pid] = open_here.enter_context(_pidfd(pid))
+                if is_member(places, pid):  # else the number is another's already
+                    syscalls.send_signal(killed[pid], signal.SIGKILL)
+        hosts.reap(places.name, END_DEADLINE_S)
+        for pid, pidfd in killed.items():
+            # An init that waits for others to bury their dead is no member any more.
+            if not syscalls.wait_for_end(pidfd, BURIAL_DEADLINE_S) and is_member(places, pid):
+                raise HostError(f"lab {places.name}: process {pid} does not end")
 
 
 def _end_warden(places: Places) -> None:
@@ -172,13 +184,6 @@ def _line(door: socket.socket) -> bytes:
     while not received.endswith(b"\n") and (chunk := door.recv(warden.REQUEST_MAX)):
         received += chunk
     return received
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return not hosts.is_zombie(f"/proc/{pid}")
-    except OSError:
-        return False
 
 
 @contextlib.contextmanager
