@@ -137,3 +137,16 @@ async def test_a_wrong_twin_differs_where_it_was_made_wrong(
         if getattr(right, f.name) != getattr(other, f.name)
     }
     assert differ == fields
+
+
+async def test_a_twin_with_a_bigger_disk_differs_in_its_disks(
+    tmp_path: Path, thread: QmpThread
+) -> None:
+    disk = ["-device", "virtio-blk-pci,drive=d0", "-S", "-blockdev"]
+    null = "driver=null-co,node-name=d0,read-zeroes=on,size="
+    right, facts = await look(thread, tmp_path, "web1", *disk, f"{null}{1 << 20}")
+    other, _ = await look(thread, tmp_path, "twin", *disk, f"{null}{2 << 20}")
+    assert dataclasses.replace(other, disks=right.disks) == right
+    assert [size for _, size in right.disks] == [1 << 20]
+    assert [size for _, size in other.disks] == [2 << 20]
+    assert [found.path for found in facts.disks] == [None]

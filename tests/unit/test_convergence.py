@@ -155,9 +155,10 @@ def test_a_first_pass_of_many_hours_is_waited_for() -> None:
     assert guest.passes == 1
 
 
-def test_a_slow_link_gets_its_passes_before_anything_is_concluded() -> None:
+@pytest.mark.parametrize("limit_ms", [20, 300])
+def test_a_slow_link_gets_its_passes_before_anything_is_concluded(limit_ms: int) -> None:
     # Each pass takes a minute or more, and a little less than the one before.
-    guest = Precopy(1024 * MIB, MIB, 0.8 * MIB, 512 * MIB)
+    guest = Precopy(1024 * MIB, MIB, 0.8 * MIB, 512 * MIB, limit_ms=limit_ms)
     actions = play(guest, interval_s=1.0, until_s=20_000)
     assert actions[-1] == Keep()
 

@@ -1,9 +1,16 @@
 """What QEMU 10.0.2 says in text, recorded from it, and what is made of it."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from qmigrate.core.errors import MonitorGarbledError
 from qmigrate.core.model import Nic, RamBlock
-from qmigrate.qmp.introspect import feature_words, file_path, parse_network, parse_ramblocks
+from qmigrate.qmp.client import QmpThread, open_monitor
+from qmigrate.qmp.introspect import feature_words, file_path, parse_network, parse_ramblocks, shape
+from qmigrate.qmp.migration import Qemu
+from tests.support.fake_qmp import Line, fake_qmp
 
 # unshare -n qemu-system-x86_64 … -netdev tap,id=n0,ifname=tap7,script=no,downscript=no
 #   -device virtio-net-pci,netdev=n0,id=net0,mac=52:54:00:00:00:01
@@ -106,3 +113,82 @@ def test_feature_words_compare_whatever_order_and_zeros_a_version_has() -> None:
 )
 def test_an_images_file_is_found_in_its_name(filename: str, path: str | None) -> None:
     assert file_path(filename) == path
+
+
+NIC_PROPERTIES = ("type", "parent_bus", "addr", "multifunction", "mac", "netdev")
+
+
+def answer(nics: dict[str, int], main_macs: dict[str, str], request: dict[str, Any]) -> Any:
+    """What a QEMU with virtio NICs at `nics` (QOM path: devfn) and nothing else would say."""
+    arguments = request.get("arguments", {})
+    path = arguments.get("path", "")
+    match request["execute"], arguments.get("property"):
+        case "qom-list", _ if path in nics:
+            return [{"name": name, "type": "any"} for name in NIC_PROPERTIES]
+        case "qom-list", _:
+            own = [nic.removeprefix(f"{path}/") for nic in nics if nic.startswith(f"{path}/")]
+            return [{"name": name, "type": "child<virtio-net-pci>"} for name in own]
+        case "qom-get", "parent_bus":
+            return "/machine/q35/pcie.0"
+        case "qom-get", "addr":
+            return nics[path]
+        case "qom-get", "mac":
+            return "as on the command line"
+        case "qom-get", "type":
+            return "pc-q35-10.0-machine"
+        case "query-rx-filter", _:
+            return [{"name": name, "main-mac": mac} for name, mac in main_macs.items()]
+        case "query-kvm", _:
+            return {"enabled": True}
+        case "x-query-ramblock", _:
+            return {"human-readable-text": RAMBLOCKS}
+        case _:
+            return []
+
+
+async def test_the_mac_that_a_guest_has_given_itself_is_the_one_that_counts(tmp_path: Path) -> None:
+    anonymous = "/machine/peripheral-anon/device"
+    nics = {
+        f"{anonymous}[10]": 32,
+        "/machine/peripheral/net0": 8,
+        f"{anonymous}[2]": 24,
+        "/machine/peripheral/quiet": 40,
+    }
+    # Names as QEMU gives them: a NIC without an id counts all that came before it.
+    used = {"virtio-net-pci.10": "ten", "net0": "net0", "virtio-net-pci.2": "two"}
+
+    async def script(line: Line) -> None:
+        await line.greet()
+        while True:
+            request = await line.hear()
+            value = answer(nics, used, request)
+            await line.say({"return": value, "id": request["id"]})
+
+    with QmpThread() as thread:
+        async with (
+            fake_qmp(tmp_path, script) as path,
+            open_monitor(thread, path, name="web1") as monitor,
+        ):
+            found = await shape(Qemu(monitor))
+    assert found.macs == (
+        ("pci 0000:00:01.0", "net0"),
+        ("pci 0000:00:03.0", "two"),
+        ("pci 0000:00:04.0", "ten"),
+        ("pci 0000:00:05.0", "as on the command line"),
+    )
+    assert found.accelerator == "kvm"
+
+
+async def test_answers_of_another_form_are_garbled_not_a_shape(tmp_path: Path) -> None:
+    async def script(line: Line) -> None:
+        await line.greet()
+        while True:
+            await line.answer([{"name": "device[0]", "type": None}])
+
+    with QmpThread() as thread:
+        async with (
+            fake_qmp(tmp_path, script) as path,
+            open_monitor(thread, path, name="web1") as monitor,
+        ):
+            with pytest.raises(MonitorGarbledError, match="cannot be understood"):
+                await shape(Qemu(monitor))
