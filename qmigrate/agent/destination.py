@@ -2,17 +2,15 @@
 
 import os
 from contextlib import AsyncExitStack
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from netsetup.announce import Announcer, arm, plan
-from netsetup.errors import NetsetupError
 from netsetup.links import Tap
 from netsetup.rtnl import Rtnl
 from qmigrate.agent import peer, twin
+from qmigrate.agent.announcing import Announcing
 from qmigrate.agent.job import LINK_DEADLINE_S, JobAgent
 from qmigrate.agent.monitoring import Looked, Watched
 from qmigrate.core.errors import CommandError, HostError, MonitorError, Problem, QmigrateError
@@ -24,7 +22,7 @@ from qmigrate.core.handover import (
     Record,
     destination_step,
 )
-from qmigrate.core.job import Announced, AnnounceReport, DestinationSpec, TwinFacts
+from qmigrate.core.job import DestinationSpec, TwinFacts
 from qmigrate.core.model import RUNS, Address, RunState, Side
 from qmigrate.core.takeover import destination_after
 from qmigrate.core.tuning import Options, Party
@@ -58,11 +56,11 @@ class DestinationAgent(JobAgent):
         self.facts: TwinFacts | None = None
         self.taps: tuple[tuple[str, Tap], ...] = ()
         self.run_it = True
-        self.announcers: list[tuple[Announcer, str]] = []
-        self.addresses: tuple[Announced, ...] = self.plan.addresses
+        self.announcing: Announcing
         self.resume_us: int | None = None
         self.loaded = trio.Event()  # nothing more will come, for better or worse
         self.resumed = trio.Event()
+        self._looked: Looked | None = None
         self.left: tuple[str, ...] = ()
         self._unstarted = False  # the twin could not be made
         self._patience: trio.CancelScope | None = None
@@ -80,6 +78,7 @@ class DestinationAgent(JobAgent):
             Rtnl() as self.rtnl,
             trio.open_nursery() as self.nursery,
         ):
+            self.announcing = Announcing(self.rtnl, self.plan.addresses, self.say)
             async with self.listening() as endpoint:
                 self.nursery.start_soon(self.read_inbox)
                 if again:
@@ -93,9 +92,7 @@ class DestinationAgent(JobAgent):
                     self._wait_for_peer("the source did not appear")
                     self.nursery.start_soon(self.keep_link, endpoint, LINK_DEADLINE_S)
                     await self.over.wait()
-                for announcer, _ in self.announcers:
-                    if announcer.record.sent:
-                        await announcer.wait_complete()
+                await self.announcing.wait_complete()
             self.nursery.cancel_scope.cancel()
 
     async def _prepare(self) -> None:
@@ -172,6 +169,7 @@ class DestinationAgent(JobAgent):
         self.state, effects = destination_after(entry.record, looked.look, looked.state)
         self.run_it = entry.had in RUNS or entry.had is RunState.UNKNOWN
         if looked.completed:
+            self._looked = looked
             self.loaded.set()
         await self.carry_out(effects)
 
@@ -222,7 +220,7 @@ class DestinationAgent(JobAgent):
             case peer.Load():
                 self.nursery.start_soon(self._load, message)
             case peer.AreYouReady():
-                self.nursery.start_soon(self._arm, message)
+                await self._say_ready(message)
             case peer.Go():
                 self.run_it = message.run
                 self.had = RunState.RUNNING if message.run else RunState.PAUSED
@@ -244,6 +242,9 @@ class DestinationAgent(JobAgent):
         try:
             qemu = self.qemu.qemu
             await self.qemu.tune(Party.DESTINATION, Options())
+            # Early: netlink takes milliseconds, and later the guest stands still.
+            macs = {tap.netdev: tap.mac for tap in self.plan.twin.taps if tap.mac}
+            await self.announcing.arm_twin(self._exits, self.taps, macs)
             name = request.socket
             with await self.endpoint.data_socket(self.link, name, DATA_DEADLINE_S) as data:
                 await qemu.monitor.pass_fd(data.fileno(), name)
@@ -253,27 +254,11 @@ class DestinationAgent(JobAgent):
             self.complain()
             self._fail(exc.problem)
 
-    async def _arm(self, request: peer.AreYouReady) -> None:
-        """Prepare the announcement, and say that QEMU is alive."""
-        known = {a.address for a in self.addresses}
-        self.addresses += tuple(a for a in request.addresses if a.address not in known)
-        macs = dict(self._macs())
-        for netdev, tap in self.taps:
-            mac = macs.get(netdev)
-            if mac is None:
-                continue
-            mine = [ip_address(a.address) for a in self.addresses if a.mac in (mac, "")]
-            try:
-                armed = arm(self.rtnl, plan(mine, mac), interface=tap.bridge, tap=tap.name)
-                announcer = await self._exits.enter_async_context(armed)
-                self.announcers.append((announcer, mac))
-            except NetsetupError as exc:
-                self.say(f"{tap.name} will not be announced: {exc.what}")
-        if self.qemu is not None and not twin.has_ended(self.qemu.pidfd):
+    async def _say_ready(self, request: peer.AreYouReady) -> None:
+        """Take what the source has learned, and say that QEMU is alive: the guest is stopped."""
+        self.announcing.add(request.addresses)
+        if self.qemu is not None and not self.qemu.has_ended:
             await self.send(peer.Ready())
-
-    def _macs(self) -> tuple[tuple[str, str], ...]:
-        return tuple((t.netdev, t.mac) for t in self.plan.twin.taps if t.mac)
 
     # QEMU
 
@@ -282,7 +267,7 @@ class DestinationAgent(JobAgent):
         match event:
             case MigrationEvent(status=MigrationStatus.COMPLETED):
                 self.mark("loaded")
-                self.loaded.set()
+                self.nursery.start_soon(self._look_ahead)
             case MigrationEvent(status=MigrationStatus.FAILED):
                 self.loaded.set()  # nothing more will come
                 self._fail(await self._load_failure())
@@ -322,7 +307,7 @@ class DestinationAgent(JobAgent):
             case E.ANSWER_LOADED:
                 await self.send(peer.Loaded())
             case E.ANSWER_RUNNING:
-                await self.send(peer.Running(self.resume_us, self._announced()))
+                await self.send(peer.Running(self.resume_us, self.announcing.report()))
             case E.ANSWER_REFUSED:
                 await self.send(peer.Refused(self._reason()))
             case E.ANSWER_RETURNED:
@@ -352,20 +337,25 @@ class DestinationAgent(JobAgent):
         answer = E.ANSWER_REFUSED if self.state is D.REFUSED else E.ANSWER_RETURNED
         await self.effect(answer)
 
+    async def _look_ahead(self) -> None:
+        """Ask QEMU what it has as soon as it says that it has everything: GO is on its way."""
+        try:
+            if self.qemu is not None:
+                self._looked = await self.qemu.look()
+        except MonitorError as exc:
+            self.say(f"QEMU is loaded and cannot be asked: {exc}")
+        self.loaded.set()
+
     async def _look(self) -> None:
-        """Ask QEMU, once GO has come, whether it has everything and has not been started."""
-        if self.qemu is None:
-            self.post(DE.LOOKS_UNFIT, self.trouble("rolled-back", "no QEMU waits here"))
-            return
+        """Say, once GO has come, whether QEMU has everything, is alive and was not started."""
         with trio.move_on_after(LOOK_DEADLINE_S):
             await self.loaded.wait()
-        try:
-            looked = await self.qemu.look()
-        except MonitorError as exc:
+        looked = self._looked
+        if looked is None or self.qemu is None or self.qemu.has_ended:
             # It has never been told to run, so refusing is safe whatever hangs.
-            self.post(DE.LOOKS_UNFIT, exc.problem)
-            return
-        if looked.completed and looked.state is not RunState.INMIGRATE:
+            what = "QEMU did not say in time that it has loaded the guest"
+            self.post(DE.LOOKS_UNFIT, self.trouble("rolled-back", what))
+        elif looked.completed and looked.state is not RunState.INMIGRATE:
             self.post(DE.LOOKS_LOADED)
         else:
             what = f"QEMU is not ready to run the guest: {looked.state}, {looked.status}"
@@ -415,8 +405,7 @@ class DestinationAgent(JobAgent):
                 continue
 
     async def _announce(self) -> None:
-        for announcer, _ in self.announcers:
-            await announcer.fire(self.nursery)
+        await self.announcing.fire(self.nursery)
         if self.qemu is not None and self.run_it:
             self.nursery.start_soon(self._announce_by_qemu, self.qemu)
 
@@ -439,26 +428,6 @@ class DestinationAgent(JobAgent):
         """Give up because the controller could not start the source."""
         self._unstarted = True
         self.post(DE.REFUSE, self.trouble("cancelled", "the source was not started"))
-
-    def _announced(self) -> AnnounceReport | None:
-        if not self.announcers:
-            return AnnounceReport(None, (), None, self.addresses, "no tap of the guest is known")
-        records = [announcer.record for announcer, _ in self.announcers]
-        sent = dict.fromkeys(
-            f"{frame.kind} {frame.address or record.mac}"
-            for record in records
-            for frame in record.sent
-            if not frame.problem
-        )
-        first = min((f.at_ms for r in records for f in r.sent), default=None)
-        notes = [n for r in records for n in (r.note, *r.problems) if n]
-        return AnnounceReport(
-            ", ".join(i for r in records for i in r.interfaces) or None,
-            tuple(sent),
-            first,
-            self.addresses,
-            "; ".join(dict.fromkeys(notes)) or None,
-        )
 
     async def _quit(self) -> None:
         """End the twin: it has never run, or is never to run again."""

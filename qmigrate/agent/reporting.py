@@ -43,7 +43,7 @@ def report_of(agent: "SourceAgent") -> JobReport:
         marks=tuple(agent.marks),
         costs=_costs(agent.marks),
         announced=agent.running.announced if agent.running else agent.announced,
-        findings=agent.findings,
+        findings=agent.preparation.findings,
         guest_events=tuple(dict.fromkeys(agent.guest_events)),
         leftovers=agent.left,
     )

@@ -2,21 +2,20 @@
 
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from ipaddress import ip_address
 from typing import Any
 
 import trio
 
-from netsetup.announce import arm, plan
 from netsetup.errors import NetsetupError
-from netsetup.learn import AddressWatch, learn_addresses
 from netsetup.rtnl import Rtnl
 from qmigrate.agent import peer, twin
+from qmigrate.agent.announcing import Learning
 from qmigrate.agent.destination import open_process
 from qmigrate.agent.job import LINK_DEADLINE_S, JobAgent
 from qmigrate.agent.monitoring import Looked, Watched
 from qmigrate.agent.pacing import Pace
 from qmigrate.agent.places import runs_systemd
+from qmigrate.agent.preparing import SOCKET, Preparation
 from qmigrate.agent.protocol import SetJob
 from qmigrate.agent.reporting import report_of
 from qmigrate.core.errors import (
@@ -37,18 +36,15 @@ from qmigrate.core.handover import (
     source_step,
 )
 from qmigrate.core.job import (
-    Announced,
     AnnounceReport,
     JobNote,
     Limits,
     Mode,
     SourceSpec,
-    TwinFacts,
 )
-from qmigrate.core.likeness import differences
-from qmigrate.core.model import RUNS, Address, Finding, RunState, Shape, Side
+from qmigrate.core.model import RUNS, Address, RunState, Side
 from qmigrate.core.takeover import Return, how_to_return, source_after
-from qmigrate.core.tuning import Options, Party, change
+from qmigrate.core.tuning import Options, change
 from qmigrate.qmp.events import (
     Event,
     MigrationEvent,
@@ -58,14 +54,11 @@ from qmigrate.qmp.events import (
     ShutdownEvent,
     StopEvent,
 )
-from qmigrate.qmp.introspect import shape
 from qmigrate.qmp.migration import MigrationProgress
 
 S, SE, E = Source, SourceEvent, Effect
 
 MONITOR_DEADLINE_S = 5.0  # for the guest's monitor to greet
-TWIN_DEADLINE_S = 30.0  # for the destination's word once the link stands
-LOADING_DEADLINE_S = 15.0  # for both QEMUs to hold the data socket
 READY_DEADLINE_S = 5.0  # for the destination's word while the guest is stopped
 VERDICT_DEADLINE_S = 60.0  # from migrate-continue to QEMU's verdict; device state on a slow wire
 CANCEL_DEADLINE_S = 30.0  # from migrate_cancel to QEMU's terminal event
@@ -73,7 +66,6 @@ ANSWER_DEADLINE_S = 10.0  # for the answer to GO, before people are told that it
 LINK_GRACE_S = 2.0  # for a broken link to come back while the guest still runs here
 QUIT_DEADLINE_S = 20.0  # from quit to the end of the process; it flushes its images
 FAREWELL_DEADLINE_S = 5.0  # for the destination's last words
-SOCKET = "qmigrate-ram"
 
 
 class SourceAgent(JobAgent):
@@ -93,9 +85,6 @@ class SourceAgent(JobAgent):
         self.cancelled = False
         self.qemu = Watched.none(self.spec.guest)
         self.rtnl: Rtnl
-        self.shape: Shape | None = None
-        self.twin: TwinFacts | None = None
-        self.findings: tuple[Finding, ...] = ()
         self.figures = MigrationProgress(MigrationStatus.NONE)
         self.stop_us: int | None = None
         self.running: peer.Running | None = None
@@ -103,9 +92,8 @@ class SourceAgent(JobAgent):
         self.guest_events: list[str] = []
         self.left: tuple[str, ...] = ()
         self.pace = Pace(self, lambda: self.state is S.COPYING)
-        self._watches: list[tuple[AddressWatch, str]] = []
-        self._twin_known = trio.Event()
-        self._loading = trio.Event()
+        self.preparation = Preparation(self)
+        self.learning = Learning(self.guest.taps, self.say)
         self._farewell = trio.Event()
         self._deadline = trio.CancelScope()  # of whatever the present state waits for
         self._settled = trio.Event()  # whether the guest was paused by somebody is known
@@ -129,7 +117,8 @@ class SourceAgent(JobAgent):
                 if not self.over.is_set():
                     self.nursery.start_soon(self.keep_link, endpoint, LINK_DEADLINE_S)
                     if not again:
-                        self.nursery.start_soon(self._prepare)
+                        self.nursery.start_soon(self.preparation.run)
+                        self.learning.start(self.nursery)
                     await self.over.wait()
             self.nursery.cancel_scope.cancel()
 
@@ -159,84 +148,11 @@ class SourceAgent(JobAgent):
         what = "the guest has " + why if why else "the guest's QEMU ended on the source"
         self.post(SE.QEMU_GONE, self.trouble(GuestEndedError.code, what))
 
-    async def _prepare(self) -> None:
-        """Meet the peer, compare, tune, connect both QEMUs; then START, or GIVE_UP and why."""
-        try:
-            self.shape = await shape(self.qemu.qemu)
-            await self._within(
-                LINK_DEADLINE_S + TWIN_DEADLINE_S,
-                self._twin_known,
-                "the destination did not say what it has started",
-            )
-            if not self._is_alike():
-                return
-            await self.qemu.tune(Party.SOURCE, self.options())
-            await self._connect_memory()
-            self._learn()
-            self.post(SE.START)
-        except QmigrateError as exc:
-            self.post(SE.GIVE_UP, exc.problem)
-
-    async def _within(self, deadline_s: float, event: trio.Event, what: str) -> None:
-        with trio.move_on_after(deadline_s):
-            await event.wait()
-            return
-        raise HostError(
-            f"{what} within {deadline_s:g} s", phase=str(self.state), host=self.spec.peer_host
-        )
-
-    def _is_alike(self) -> bool:
-        """Compare both QEMUs; a difference ends the job."""
-        if self.shape is None or self.twin is None:
-            return False
-        self.findings = tuple(differences(self.shape, self.twin.shape, host=self.spec.peer_host))
-        if self.findings:
-            what = "; ".join(finding.message for finding in self.findings)
-            problem = Problem("blocked", what, "prepare", self.spec.peer_host, None, None)
-            self.post(SE.GIVE_UP, problem)
-        return not self.findings
-
     def options(self) -> Options:
         """Return what the tuning table needs of the user's limits."""
         return Options(
             downtime_limit_ms=self.limits.downtime_ms,
             bandwidth_bps=self.limits.bandwidth_bps or None,
-        )
-
-    async def _connect_memory(self) -> None:
-        if self.link is None or self.endpoint is None:
-            raise HostError("the link broke before the copy began", host=self.spec.peer_host)
-        await self.send(peer.Load(SOCKET))
-        with await self.endpoint.data_socket(self.link, SOCKET, LOADING_DEADLINE_S) as data:
-            await self.qemu.qemu.monitor.pass_fd(data.fileno(), SOCKET)
-        self._exits.push_async_callback(self._forget_socket)
-        await self._within(
-            LOADING_DEADLINE_S, self._loading, "the destination's QEMU did not begin to load"
-        )
-
-    async def _forget_socket(self) -> None:
-        """Close what QEMU was given and never used."""
-        if not self.touched:
-            try:
-                await self.qemu.qemu.close_fd(SOCKET)
-            except MonitorError as exc:
-                self.say(f"closefd: {exc}")
-
-    def _learn(self) -> None:
-        """Watch the guest's taps for the addresses it speaks for."""
-        if self.shape is None:
-            return
-        for tap, (_, mac) in zip(self.guest.taps, self.shape.macs, strict=False):
-            try:
-                self._watches.append((learn_addresses(self.nursery, tap, mac), mac))
-            except NetsetupError as exc:
-                self.say(f"addresses are not learned on {tap}: {exc.what}")
-
-    def _learned(self) -> tuple[Announced, ...]:
-        return tuple(
-            Announced(mac, str(sighting.address), "seen")
-            for watch, mac in self._watches
-            for sighting in watch.sightings
         )
 
     async def _take_over(self) -> None:
@@ -287,11 +203,8 @@ class SourceAgent(JobAgent):
     async def heard(self, message: peer.Message) -> None:
         """Turn a message of the destination's into an event."""
         match message:
-            case peer.Twin():
-                self.twin = message.facts
-                self._twin_known.set()
-            case peer.Loading():
-                self._loading.set()
+            case peer.Twin() | peer.Loading():
+                self.preparation.heard(message)
             case peer.Ready():
                 await self._settled.wait()
                 self.post(SE.CHECKED)
@@ -425,7 +338,7 @@ class SourceAgent(JobAgent):
             case E.MIGRATE:
                 await self._migrate()
             case E.CHECK:
-                await self.send(peer.AreYouReady(self._learned()))
+                await self.send(peer.AreYouReady(self.learning.addresses))
             case E.MIGRATE_CONTINUE:
                 await self._continue()
             case E.MIGRATE_CANCEL:
@@ -537,6 +450,7 @@ class SourceAgent(JobAgent):
                 await self.qemu.qemu.cont()
             elif how is Return.ACTIVATE:
                 await self.qemu.qemu.blockdev_set_active(active=True)
+            await self.preparation.forget_socket()
             await self.qemu.restore()
             self.post(SE.RETURNED_HERE)
         except MonitorError as exc:
@@ -546,19 +460,10 @@ class SourceAgent(JobAgent):
 
     async def _announce(self) -> None:
         """Tell the network that the guest is still, or again, here."""
-        if self.shape is None:
-            return
-        for tap, (_, mac) in zip(self.guest.taps, self.shape.macs, strict=False):
-            known = [ip_address(a.address) for a in self._learned() if a.mac == mac]
-            try:
-                link = await self.rtnl.link(tap)
-                if link is None or link.master is None:
-                    continue
-                planned = plan(known, mac)
-                async with arm(self.rtnl, planned, interface=link.master, tap=tap) as announcer:
-                    await announcer.fire(self.nursery)
-            except NetsetupError as exc:
-                self.say(f"{tap} is not announced: {exc.what}")
+        try:
+            self.announced = await self.learning.announce(self.rtnl, self.nursery)
+        except NetsetupError as exc:
+            self.say(f"the guest is not announced: {exc.what}")
 
     async def _clean(self) -> None:
         """Remove what a guest that has left lived on here, if it was ours."""
@@ -583,7 +488,7 @@ class SourceAgent(JobAgent):
         if self.link is not None:
             with trio.move_on_after(FAREWELL_DEADLINE_S):
                 await self._farewell.wait()
-        heard = self._farewell.is_set() or self.twin is None
+        heard = self._farewell.is_set() or self.preparation.twin is None
         if not heard:
             self.left += (f"{self.spec.peer_host}: not heard of since the link broke",)
         self.finish(report_of(self))

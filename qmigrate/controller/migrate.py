@@ -27,6 +27,7 @@ from qmigrate.core.errors import (
 from qmigrate.core.job import (
     Announced,
     DestinationSpec,
+    GuestTap,
     JobNote,
     JobReport,
     JobSpec,
@@ -342,7 +343,7 @@ def source_spec(plan: Plan, keys: JobKeys, peer: tuple[Address, ...]) -> JobSpec
             pid=guest.pid,
             start_ticks=guest.start_ticks,
             monitor=guest.monitor,
-            taps=tuple(nic.tap for nic in guest.nics if nic.tap),
+            taps=tuple(GuestTap(nic.tap, nic.mac) for nic in guest.nics if nic.tap),
             tag=plan.twin.plan.tag,
             peer_addresses=peer,
             unit=guest.unit if wish.stop_unit else None,

@@ -96,13 +96,21 @@ class TwinPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class GuestTap:
+    """An interface of the host that a guest's card hangs on."""
+
+    name: str
+    mac: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class SourceSpec:
     """What only the source's agent is told."""
 
     pid: int
     start_ticks: int
     monitor: str
-    taps: tuple[str, ...]  # interfaces of the guest, for address learning and clean-up
+    taps: tuple[GuestTap, ...]  # where addresses are learned, and announced after a rollback
     tag: str
     peer_addresses: tuple[Address, ...]  # where the destination listens
     unit: str | None = None  # stop this unit instead of `quit`
