@@ -1,5 +1,6 @@
 """The link between two namespaces whose wire lets only some packets through."""
 
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -61,6 +62,17 @@ def wire() -> Iterator[Wire]:
         yield Wire(alpha, beta)
 
 
+def await_ipv6(hosts: Wire) -> None:
+    """Return when IPv6 passes: for up to a second after link-up its first packets are lost.
+
+    (Seen in 20 of 24 fresh namespaces, IPv4 in none of 36; connecting asks until it works.)
+    """
+    with hosts.beta.entered():
+        server = socket.create_server((BETA6, 0), family=socket.AF_INET6)
+    with server, hosts.alpha.entered():
+        socket.create_connection((BETA6, server.getsockname()[1]), timeout=DEADLINE_S).close()
+
+
 @asynccontextmanager
 async def peers(
     hosts: Wire, *, alpha: list[str] | None = None, beta: list[str] | None = None
@@ -92,6 +104,7 @@ async def _exchange(source: Remote, destination: Remote) -> None:
 
 async def test_open_both_ways_the_source_dials_over_either_family() -> None:
     with wire() as hosts:
+        await_ipv6(hosts)
         for first in ([BETA, BETA6], [BETA6, BETA]):
             async with peers(hosts, alpha=[ALPHA, ALPHA6], beta=first) as (source, destination):
                 a, b = await _connect(source, destination)
