@@ -36,10 +36,10 @@ class QemuBinary:
     accelerators: tuple[str, ...]  # built in, and seen to work here
 
 
-async def examine(path: str) -> QemuBinary:
+async def examine(path: str, *, probe_kvm: bool = True) -> QemuBinary:
     """Return what the QEMU at `path` is; its questions are put side by side.
 
-    Raises `HostError` if it does not run or does not answer as a QEMU does.
+    Without `probe_kvm` KVM is not among the accelerators, whether it works or not. Raises `HostError` if it does not run or does not answer as a QEMU does.
     """
     said: dict[str, str] = {}
 
@@ -55,7 +55,7 @@ async def examine(path: str) -> QemuBinary:
         problem = group.exceptions[0]
     else:
         built_in = set(said["-accel"].split())
-        kvm = "kvm" in built_in and await kvm_works(path)
+        kvm = probe_kvm and "kvm" in built_in and await kvm_works(path)
         works = {"tcg", *(("kvm",) if kvm else ())}
         accelerators = tuple(sorted(built_in & works))
         machines = machine_types(said["-machine"])

@@ -41,7 +41,7 @@ async def gather_host_facts(request: GetHostFacts) -> HostFacts:
         if path is None:
             return
         try:
-            found.append(await examine(path))
+            found.append(await examine(path, probe_kvm=request.accelerator in (None, "kvm")))
         except HostError as exc:
             problems.append(exc)
 

@@ -80,6 +80,7 @@ class Pace:
             remaining_bytes=progress.remaining_bytes or 0,
             bandwidth_bps=progress.bandwidth_bps,
             dirty_rate_bps=progress.dirty_rate_bps,
+            limit_ms=limits.downtime_ms,
         )
         self._samples = remember(self._samples, sample)
         action = decide(

@@ -57,6 +57,7 @@ class GetHostFacts:
     qemu: str | None = None  # the executable to ask; None: qemu-system-x86_64 in PATH
     users: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
+    accelerator: str | None = None  # what a guest runs under: only for kvm, or None, is it probed
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,7 @@ async def make_plan(wish: Wish, source: Agent, spec: HostSpec, destination: Agen
 
     async def ask_source_host() -> None:
         nonlocal source_facts
-        source_facts = await source.call(GetHostFacts())
+        source_facts = await source.call(GetHostFacts(accelerator="tcg"))  # it runs there already
 
     async def ask_destination() -> None:
         nonlocal there
@@ -122,6 +122,7 @@ async def make_plan(wish: Wish, source: Agent, spec: HostSpec, destination: Agen
             qemu=detail.guest.executable,
             users=(process.user,),
             groups=tuple(dict.fromkeys((process.group, *process.groups))),
+            accelerator=detail.guest.accelerator,
         )
     )
     made = twin(
