@@ -34,6 +34,8 @@ def host() -> Iterator[Namespace]:
     with fresh_namespace() as place, place.entered():
         add_bridge(place, "br0")
         place.run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "far0")
+        # High, so that nearly any MAC that the kernel draws for a tap would become the bridge's.
+        place.run("ip", "link", "set", "eth0", "address", "fa:ff:ff:ff:ff:ff")
         for name in ("eth0", "far0"):  # whose own packets would come and be learned at any time
             Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1")
         place.run("ip", "link", "set", "eth0", "master", "br0", "up")
