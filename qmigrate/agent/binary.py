@@ -39,7 +39,9 @@ class QemuBinary:
 async def examine(path: str, *, probe_kvm: bool = True) -> QemuBinary:
     """Return what the QEMU at `path` is; its questions are put side by side.
 
-    Without `probe_kvm` KVM is not among the accelerators, whether it works or not. Raises `HostError` if it does not run or does not answer as a QEMU does.
+    Without `probe_kvm` KVM is not among the accelerators, whether it works or not.
+
+    Raises `HostError` if it does not run or does not answer as a QEMU does.
     """
     said: dict[str, str] = {}
 

@@ -94,7 +94,13 @@ def probing(lab: Lab, address: str) -> Any:
 
 
 def move(
-    lab: Lab, probe: Probe, destination: str, options: Sequence[str], guest: str = GUEST
+    lab: Lab,
+    probe: Probe,
+    destination: str,
+    options: Sequence[str],
+    *,
+    guest: str = GUEST,
+    address: str = GUEST_IP4,
 ) -> dict[str, Any]:
     """Run `qmigrate migrate` as a user on the client; return its result with outage and checks."""
     probe.mark("control")
@@ -113,15 +119,21 @@ def move(
         ) from None
     result["outage"] = seen["outage"]
     result["checks"] = {
-        "memory": seen["problem"] is None and _intact(seen["guest"]),
+        "memory": seen["problem"] is None and intact(lab, address),
         "tcp": seen["tcp"] is not None and not seen["tcp"]["broken"],
     }
     result["seen"] = {"problem": seen["problem"], "tcp": seen["tcp"], "guest": seen["guest"]}
     return result
 
 
-def _intact(guest: dict[str, Any] | None) -> bool:
-    return guest is not None and guest.get("bad_pages") == 0
+def intact(lab: Lab, address: str) -> bool:
+    """Have the guest walk its whole memory and its disk's log now; tell whether all is there."""
+    command = [sys.executable, "-m", "qmigrate.lab.workload", address, "verify"]
+    done = lab.run("client", command, check=False)
+    if done.returncode:
+        return False
+    state = json.loads(done.stdout)
+    return state["memory"] == "intact" and state["disk"] != "broken"
 
 
 def left_behind(before: HostSnapshot, after: HostSnapshot) -> list[str]:
@@ -180,7 +192,7 @@ def run(options: Options) -> int:
         boot = LinuxBoot(
             shared_image(lab, image),
             ip4=f"{GUEST_IP4}/24",
-            ip6="fd77::10/64",
+            ip6="fd71:6d69:6772::10/64",
             dirty_mib=options.load_mib,
             dirty_rate_mib=options.load_rate_mib,
             disk_log=True,

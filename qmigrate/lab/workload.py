@@ -7,12 +7,13 @@ Blocking calls with a deadline each; they use the network namespace of whoever c
 import json
 import re
 import socket
+import sys
 import struct
 from collections import deque
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 
-from qmigrate.core.errors import ProtocolError, UnreachableError, UsageError
+from qmigrate.core.errors import ProtocolError, QmigrateError, UnreachableError, UsageError
 
 ECHO_PORT = 7
 CONTROL_PORT = 8
@@ -260,3 +261,19 @@ class TcpEcho:
     def close(self) -> None:
         """End the connection."""
         self.sock.close()
+
+
+def main() -> int:
+    """``python -m qmigrate.lab.workload ADDRESS COMMAND…``: print the guest's answer as JSON."""
+    address, *words = sys.argv[1:]
+    try:
+        state = command(address, " ".join(words) or "state", limit_s=VERIFY_LIMIT_S)
+    except QmigrateError as exc:
+        sys.stderr.write(f"workload: {exc}\n")
+        return exc.exit_code
+    sys.stdout.write(json.dumps(asdict(state)) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
