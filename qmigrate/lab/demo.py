@@ -132,7 +132,7 @@ def intact(lab: Lab, address: str) -> bool:
     done = lab.run("client", command, check=False)
     if done.returncode:
         return False
-    state = json.loads(done.stdout)
+    state: dict[str, str] = json.loads(done.stdout)
     return state["memory"] == "intact" and state["disk"] != "broken"
 
 

@@ -7,8 +7,8 @@ Blocking calls with a deadline each; they use the network namespace of whoever c
 import json
 import re
 import socket
-import sys
 import struct
+import sys
 from collections import deque
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
