@@ -1,9 +1,11 @@
 """Two real endpoints over loopback: what the link promises its owner."""
 
 import socket
+import threading
 
 import pytest
 import trio
+import trio.testing
 
 from qmigrate.core.errors import (
     LinkBrokenError,
@@ -314,6 +316,55 @@ async def test_an_owner_that_does_not_read_slows_the_peer_and_loses_nothing() ->
             assert sent < 8
             for _ in range(8):
                 assert await pair.b.receive() == message
+
+
+async def test_a_send_cancelled_before_its_turn_is_not_sent() -> None:
+    async with linked() as pair, trio.open_nursery() as nursery:
+        for _ in range(6):
+            nursery.start_soon(pair.a.send, bytes(MESSAGE_LIMIT_BYTES))
+        limit = link_module.UNREAD_LIMIT_BYTES
+        await eventually(lambda: pair.b._unread_bytes > limit, "the store is full")
+        with trio.move_on_after(0.05) as cancelled:
+            await pair.a.send(b"never")
+        assert cancelled.cancelled_caught
+        for _ in range(6):
+            assert len(await pair.b.receive()) == MESSAGE_LIMIT_BYTES
+        await pair.a.send(b"end")
+        assert await pair.b.receive() == b"end"
+
+
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "PING_INTERVAL_S", 0.05)
+    monkeypatch.setattr(link_module, "DEAD_PEER_S", 0.2)
+
+
+async def test_an_owner_that_does_not_read_for_long_does_not_blame_the_peer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _impatient(monkeypatch)
+    async with linked() as pair, trio.open_nursery() as nursery:
+        for _ in range(6):
+            nursery.start_soon(pair.a.send, bytes(MESSAGE_LIMIT_BYTES))
+        limit = link_module.UNREAD_LIMIT_BYTES
+        await eventually(lambda: pair.b._unread_bytes > limit, "the store is full")
+        since = trio.current_time()
+        await eventually(lambda: trio.current_time() > since + 1, "five times the patience")
+        for _ in range(6):
+            await pair.b.receive()
+        assert pair.a.why_ended is pair.b.why_ended is None
+
+
+async def test_a_process_that_was_stopped_itself_does_not_blame_the_peer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _impatient(monkeypatch)
+    async with linked() as pair:
+        for _ in range(5):  # which of timer and socket is served first afterwards is chance
+            threading.Event().wait(0.4)
+            await pair.a.send(b"awake")
+            assert await pair.b.receive() == b"awake"
+            await trio.testing.wait_all_tasks_blocked()
+        assert pair.a.why_ended is pair.b.why_ended is None
 
 
 async def test_leaving_the_endpoint_refuses_ends_the_link_and_leaves_no_socket() -> None:
