@@ -11,7 +11,7 @@ from netsetup.links import Tap
 from netsetup.rtnl import Rtnl
 from qmigrate.agent import peer, twin
 from qmigrate.agent.announcing import Announcing
-from qmigrate.agent.job import LINK_DEADLINE_S, JobAgent
+from qmigrate.agent.job import JobAgent
 from qmigrate.agent.monitoring import Looked, Watched
 from qmigrate.core.errors import CommandError, HostError, MonitorError, Problem, QmigrateError
 from qmigrate.core.handover import (
@@ -30,13 +30,6 @@ from qmigrate.qmp.events import Event, MigrationEvent, MigrationStatus, ResumeEv
 from qmigrate.qmp.introspect import shape
 
 D, DE, E = Destination, DestinationEvent, Effect
-
-START_DEADLINE_S = 30.0  # from exec to QEMU's greeting: it may allocate and clear gigabytes
-PEER_DEADLINE_S = 60.0  # for a source to appear, or to come back before all is loaded
-LINGER_S = 60.0  # after a refusal: for the source to hear it
-RESUME_DEADLINE_S = 10.0  # from cont to RESUME; it may activate images on a slow store
-DATA_DEADLINE_S = 10.0  # for the data socket beside a link that stands
-LOOK_DEADLINE_S = 10.0  # for QEMU to say that it has everything; the source says it has
 
 
 class DestinationAgent(JobAgent):
@@ -90,7 +83,7 @@ class DestinationAgent(JobAgent):
                 self.ready.set()
                 if not self.over.is_set():
                     self._wait_for_peer("the source did not appear")
-                    self.nursery.start_soon(self.keep_link, endpoint, LINK_DEADLINE_S)
+                    self.nursery.start_soon(self.keep_link, endpoint, self.spec.patience.link_s)
                     await self.over.wait()
                 await self.announcing.wait_complete()
             self.nursery.cancel_scope.cancel()
@@ -108,7 +101,8 @@ class DestinationAgent(JobAgent):
                 start_ticks=started.start_ticks,
                 monitor=started.monitor,
             )
-            await self._hold(started, START_DEADLINE_S)
+            await self.fault("at prepare")
+            await self._hold(started, self.spec.patience.start_s)
         except (QmigrateError, OSError) as exc:
             self.complain()
             what = exc.problem if isinstance(exc, QmigrateError) else None
@@ -161,7 +155,7 @@ class DestinationAgent(JobAgent):
         if pidfd is not None and entry.pid is not None and entry.monitor is not None:
             started = twin.Twin(pidfd=pidfd, pid=entry.pid, start_ticks=0, monitor=entry.monitor)
             try:
-                await self._hold(started, START_DEADLINE_S)
+                await self._hold(started, self.spec.patience.start_s)
             except QmigrateError as exc:
                 self._fail(exc.problem)
                 return
@@ -203,12 +197,12 @@ class DestinationAgent(JobAgent):
 
         async def wait() -> None:
             with scope:
-                await trio.sleep(PEER_DEADLINE_S)
+                await trio.sleep(self.spec.patience.peer_s)
                 if self.loaded.is_set() and self.state is D.PREPARED:
                     self.say("loaded, and no source: waiting for a GO, for as long as it takes")
                     return
                 self.post(DE.REFUSE, self.trouble("unreachable", what))
-                await trio.sleep(LINGER_S)
+                await trio.sleep(self.spec.patience.linger_s)
                 if self.state in (D.REFUSED, D.RETURNED):
                     self.over.set()
 
@@ -246,8 +240,10 @@ class DestinationAgent(JobAgent):
             macs = {tap.netdev: tap.mac for tap in self.plan.twin.taps if tap.mac}
             await self.announcing.arm_twin(self._exits, self.taps, macs)
             name = request.socket
-            with await self.endpoint.data_socket(self.link, name, DATA_DEADLINE_S) as data:
+            data_s = self.spec.patience.data_s
+            with await self.endpoint.data_socket(self.link, name, data_s) as data:
                 await qemu.monitor.pass_fd(data.fileno(), name)
+            await self.fault("at loading")
             await qemu.incoming_fd(request.socket)
             await self.send(peer.Loading())
         except QmigrateError as exc:
@@ -267,6 +263,7 @@ class DestinationAgent(JobAgent):
         match event:
             case MigrationEvent(status=MigrationStatus.COMPLETED):
                 self.mark("loaded")
+                await self.fault("at loaded")
                 self.nursery.start_soon(self._look_ahead)
             case MigrationEvent(status=MigrationStatus.FAILED):
                 self.loaded.set()  # nothing more will come
@@ -348,7 +345,7 @@ class DestinationAgent(JobAgent):
 
     async def _look(self) -> None:
         """Say, once GO has come, whether QEMU has everything, is alive and was not started."""
-        with trio.move_on_after(LOOK_DEADLINE_S):
+        with trio.move_on_after(self.spec.patience.look_s):
             await self.loaded.wait()
         looked = self._looked
         if looked is None or self.qemu is None or self.qemu.has_ended:
@@ -378,7 +375,7 @@ class DestinationAgent(JobAgent):
             self.post(DE.CONT_UNKNOWN, exc.problem)
             self.nursery.start_soon(self._seek_running)
             return
-        with trio.move_on_after(RESUME_DEADLINE_S):
+        with trio.move_on_after(self.spec.patience.resume_s):
             await self.resumed.wait()
         try:
             state = await self.qemu.qemu.status()

@@ -40,7 +40,6 @@ from qmigrate.transport.endpoint import FEATURES, Endpoint, EndpointSpec, open_e
 from qmigrate.transport.link import Link
 
 REDIAL_PAUSE_S = 0.25  # between attempts to have the link back; a dial has its own deadline
-LINK_DEADLINE_S = 10.0  # for both agents to find each other: several addresses, either direction
 
 
 class JobAgent(ABC):
@@ -69,6 +68,7 @@ class JobAgent(ABC):
             float("inf")
         )
         self.unheard = False  # the peer may still ask: the journal must stay
+        self._points = {f.moment: f.action for f in spec.faults if f.side is self.side}
         self._watchers: set[trio.MemorySendChannel[JobNote]] = set()
         self._latest: JobNote | None = None
         self._linked = trio.Event()
@@ -115,11 +115,13 @@ class JobAgent(ABC):
         Then this agent ends, and its guardian starts another from the journal.
         """
         for effect in effects:
-            await self.fault(str(effect.record if isinstance(effect, Write) else effect))
+            name = f"record {effect.record}" if isinstance(effect, Write) else str(effect)
+            await self.fault(f"before {name}")
             if isinstance(effect, Write):
                 self.record(effect.record)
             else:
                 await self.effect(effect)
+            await self.fault(f"after {name}")
 
     @abstractmethod
     async def run(self, *, again: bool) -> None:
@@ -134,19 +136,24 @@ class JobAgent(ABC):
         """Carry out one effect."""
 
     async def fault(self, moment: str) -> None:
-        """Do to this process what a test asked for at `moment` (never set in earnest)."""
-        for point in self.spec.faults:
-            if point.moment == moment:
-                self.say(f"fault point {moment}: {point.action}")
-                match point.action:
-                    case "kill":
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    case "stop":
-                        os.kill(os.getpid(), signal.SIGSTOP)
-                    case "hang":
-                        await trio.sleep_forever()
-                    case _:
-                        raise ProtocolError(f"no fault is called {point.action}")
+        """Do to this process what a test asked for at `moment` (never set in earnest), once."""
+        action = self._points.pop(moment, None)
+        if action is None:
+            return
+        self.say(f"fault point {moment}: {action}")
+        match action:
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            case "hang":
+                await trio.sleep_forever()
+            case _:
+                raise ProtocolError(f"no fault is called {action}")
+
+    def spare(self) -> None:
+        """Let no fault point strike: the agent before this one has had them."""
+        self._points.clear()
 
     # The journal
 

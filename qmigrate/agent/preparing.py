@@ -16,8 +16,6 @@ from qmigrate.qmp.introspect import shape
 if TYPE_CHECKING:
     from qmigrate.agent.source import SourceAgent
 
-TWIN_DEADLINE_S = 40.0  # for the link and the destination's word: it may still be starting QEMU
-LOADING_DEADLINE_S = 15.0  # for both QEMUs to hold the data socket
 SOCKET = "qmigrate-ram"
 
 
@@ -44,7 +42,9 @@ class Preparation:
         agent = self._agent
         try:
             mine = await shape(agent.qemu.qemu)
-            await self._within(TWIN_DEADLINE_S, self._twin_known, "did not say what it has started")
+            await self._within(
+                agent.spec.patience.twin_s, self._twin_known, "did not say what it has started"
+            )
             if self.twin is None:
                 return
             self.findings = tuple(differences(mine, self.twin.shape, host=agent.spec.peer_host))
@@ -75,9 +75,10 @@ class Preparation:
         if agent.link is None or agent.endpoint is None:
             raise HostError("the link broke before the copy began", host=agent.spec.peer_host)
         await agent.send(peer.Load(SOCKET))
-        with await agent.endpoint.data_socket(agent.link, SOCKET, LOADING_DEADLINE_S) as data:
+        loading_s = agent.spec.patience.loading_s
+        with await agent.endpoint.data_socket(agent.link, SOCKET, loading_s) as data:
             await agent.qemu.qemu.monitor.pass_fd(data.fileno(), SOCKET)
-        await self._within(LOADING_DEADLINE_S, self._loading, "did not begin to load")
+        await self._within(loading_s, self._loading, "did not begin to load")
 
     async def forget_socket(self) -> None:
         """Close what QEMU was given and has not used; no error if it was used, or never given."""

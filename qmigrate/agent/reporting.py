@@ -46,6 +46,7 @@ def report_of(agent: "SourceAgent") -> JobReport:
         findings=agent.preparation.findings,
         guest_events=tuple(dict.fromkeys(agent.guest_events)),
         leftovers=agent.left,
+        faults=agent.spec.faults,
     )
 
 

@@ -11,7 +11,7 @@ from netsetup.rtnl import Rtnl
 from qmigrate.agent import peer, twin
 from qmigrate.agent.announcing import Learning
 from qmigrate.agent.destination import open_process
-from qmigrate.agent.job import LINK_DEADLINE_S, JobAgent
+from qmigrate.agent.job import JobAgent
 from qmigrate.agent.monitoring import Looked, Watched
 from qmigrate.agent.pacing import Pace
 from qmigrate.agent.places import runs_systemd
@@ -57,15 +57,6 @@ from qmigrate.qmp.events import (
 from qmigrate.qmp.migration import MigrationProgress
 
 S, SE, E = Source, SourceEvent, Effect
-
-MONITOR_DEADLINE_S = 5.0  # for the guest's monitor to greet
-READY_DEADLINE_S = 5.0  # for the destination's word while the guest is stopped
-VERDICT_DEADLINE_S = 60.0  # from migrate-continue to QEMU's verdict; device state on a slow wire
-CANCEL_DEADLINE_S = 30.0  # from migrate_cancel to QEMU's terminal event
-ANSWER_DEADLINE_S = 10.0  # for the answer to GO, before people are told that it is not known
-LINK_GRACE_S = 2.0  # for a broken link to come back while the guest still runs here
-QUIT_DEADLINE_S = 20.0  # from quit to the end of the process; it flushes its images
-FAREWELL_DEADLINE_S = 5.0  # for the destination's last words
 
 
 class SourceAgent(JobAgent):
@@ -115,7 +106,7 @@ class SourceAgent(JobAgent):
                     await self._open()
                 self.ready.set()
                 if not self.over.is_set():
-                    self.nursery.start_soon(self.keep_link, endpoint, LINK_DEADLINE_S)
+                    self.nursery.start_soon(self.keep_link, endpoint, self.spec.patience.link_s)
                     if not again:
                         self.nursery.start_soon(self.preparation.run)
                         self.learning.start(self.nursery)
@@ -131,6 +122,7 @@ class SourceAgent(JobAgent):
             await self._hold(self.guest.pid, self.guest.start_ticks, self.guest.monitor)
             self.had = await self.qemu.qemu.status()
             self.record(Record.PREPARED, monitor=self.guest.monitor)
+            await self.fault("at prepare")
         except QmigrateError as exc:
             self.post(SE.GIVE_UP, exc.problem)
 
@@ -140,7 +132,7 @@ class SourceAgent(JobAgent):
             raise GuestEndedError(f"the guest's QEMU (pid {pid}) has ended")
         self.qemu = Watched(self.qmp_thread, pidfd, monitor, self.spec.guest, self.on_qemu)
         self.nursery.start_soon(self._follow, self.qemu)
-        await self.qemu.wait_open(MONITOR_DEADLINE_S)
+        await self.qemu.wait_open(self.spec.patience.monitor_s)
 
     async def _follow(self, watched: Watched) -> None:
         await watched.follow()
@@ -194,7 +186,7 @@ class SourceAgent(JobAgent):
             self.nursery.start_soon(self._give_up_unless_linked, problem)
 
     async def _give_up_unless_linked(self, problem: Problem) -> None:
-        with trio.move_on_after(LINK_GRACE_S):
+        with trio.move_on_after(self.spec.patience.link_grace_s):
             await self.wait_linked()
             return
         if self.state in (S.PREPARED, S.COPYING, S.HELD):
@@ -274,9 +266,11 @@ class SourceAgent(JobAgent):
                 self.guest_events.append(f"was reset: {event.reason}")
             case MigrationEvent(status=MigrationStatus.PRE_SWITCHOVER):
                 self.mark("pre-switchover")
+                await self.fault("at pre-switchover")
                 self.post(SE.PRE_SWITCHOVER)
             case MigrationEvent(status=MigrationStatus.COMPLETED):
                 self.mark("completed")
+                await self.fault("at completed")
                 self.post(SE.QEMU_COMPLETED)
             case MigrationEvent(status=MigrationStatus.FAILED | MigrationStatus.CANCELLED):
                 self.nursery.start_soon(self._runs_on, event.status)
@@ -319,15 +313,16 @@ class SourceAgent(JobAgent):
 
     def _wait_by_state(self, state: Source | None = None) -> None:
         """Give the state that begins now an end, where it could wait for ever."""
+        patience = self.spec.patience
         match state or self.state:
             case S.HELD:
-                waits = (READY_DEADLINE_S, SE.GIVE_UP, "the destination was not ready")
+                waits = (patience.ready_s, SE.GIVE_UP, "the destination was not ready")
             case S.SWITCHING:
-                waits = (VERDICT_DEADLINE_S, SE.STUCK, "QEMU came to no verdict")
+                waits = (patience.verdict_s, SE.STUCK, "QEMU came to no verdict")
             case S.CANCELLING:
-                waits = (CANCEL_DEADLINE_S, SE.STUCK, "QEMU did not end the migration")
+                waits = (patience.cancel_s, SE.STUCK, "QEMU did not end the migration")
             case S.AWAY | S.LEFT:
-                waits = (ANSWER_DEADLINE_S, SE.NO_ANSWER, "the destination did not answer")
+                waits = (patience.answer_s, SE.NO_ANSWER, "the destination did not answer")
             case _:
                 return
         self._deadline = self.post_later(*waits)
@@ -426,7 +421,7 @@ class SourceAgent(JobAgent):
                 await self.qemu.qemu.quit()
         except (MonitorError, HostError) as exc:
             self.say(f"quit: {exc}")
-        with trio.move_on_after(QUIT_DEADLINE_S):
+        with trio.move_on_after(self.spec.patience.quit_s):
             await twin.wait_end(self.qemu.pidfd)
             self.post(SE.QUIT)
             return
@@ -486,7 +481,7 @@ class SourceAgent(JobAgent):
     async def _end(self) -> None:
         """Hear the destination out, report, leave."""
         if self.link is not None:
-            with trio.move_on_after(FAREWELL_DEADLINE_S):
+            with trio.move_on_after(self.spec.patience.farewell_s):
                 await self._farewell.wait()
         heard = self._farewell.is_set() or self.preparation.twin is None
         if not heard:

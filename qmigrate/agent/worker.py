@@ -53,6 +53,8 @@ async def _work(spec: JobSpec, places: JobPlaces, inherited: Inherited, again: b
     with journal, QmpThread() as thread:
         kind = SourceAgent if spec.side is Side.SOURCE else DestinationAgent
         agent: JobAgent = kind(spec, places, journal, thread)
+        if again:
+            agent.spare()
         door = Door(inherited.door, _handlers(agent))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(door.serve)

@@ -44,6 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="plan, findings, new command line")
     parser.add_argument("--detach", action="store_true", help="start it and leave it to itself")
+    # For tests: said in the agents' HELLO and in the result, so that no such move passes for one
+    # in earnest. A flag, not the environment, which is inherited unseen.
+    parser.add_argument("--fault", action="append", default=[], help=argparse.SUPPRESS)
+    parser.add_argument("--impatient", action="store_true", help=argparse.SUPPRESS)
 
 
 def add_move(parser: argparse.ArgumentParser) -> None:
@@ -111,7 +115,8 @@ def wish_of(context: Context, args: argparse.Namespace) -> "Wish":
 
     from qmigrate.controller.plan import Wish
     from qmigrate.core.errors import UsageError
-    from qmigrate.core.job import Limits, Mode
+    from qmigrate.core.faults import parse_fault
+    from qmigrate.core.job import SHORT_PATIENCE, Limits, Mode, Patience
     from qmigrate.core.preflight import NAMES, UNFORCEABLE
 
     inventory = context.inventory()
@@ -156,6 +161,8 @@ def wish_of(context: Context, args: argparse.Namespace) -> "Wish":
             *((str(address), "inventory") for address in said.addresses),
         ),
         bridges=tuple(args.bridge),
+        faults=tuple(map(parse_fault, getattr(args, "fault", ()))),
+        patience=SHORT_PATIENCE if getattr(args, "impatient", False) else Patience(),
     )
 
 

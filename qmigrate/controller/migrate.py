@@ -78,9 +78,9 @@ class Move:
         self._unknown = trio.Event()
         self._why_unknown: Problem | None = None
 
-    def _phase(self, name: str) -> None:
+    def _phase(self, name: str, text: str | None = None) -> None:
         elapsed_s = round(perf_counter() - self.began_s, 3)
-        self.view.progress(Progress(name, None, None, None, None, None, None, elapsed_s, None))
+        self.view.progress(Progress(name, None, None, None, None, None, None, elapsed_s, text))
 
     async def run(self, *, plan_only: bool = False) -> Result | Plan:
         """Do it; raises `QmigrateError` for what went wrong before anything was touched."""
@@ -99,7 +99,8 @@ class Move:
             blocking = blockers(self.plan.findings)
             if blocking:
                 raise BlockedByFindings(self.plan.findings)
-            self._phase("prepare")
+            # Whoever reads --json must know the job before it can be lost sight of.
+            self._phase("prepare", f"job {self.plan.job}")
             return await self._move(self.plan, await keys.get(), source, destination)
 
     async def _connect(self, stack: AsyncExitStack) -> tuple[Agent, HostSpec, Agent]:
@@ -318,6 +319,8 @@ def destination_spec(plan: Plan, keys: JobKeys) -> JobSpec:
         limits=wish.limits,
         host=wish.destination.name,
         peer_host=plan.source.name,
+        faults=wish.faults,
+        patience=wish.patience,
         destination=DestinationSpec(plan.twin.plan, addresses),
     )
 
@@ -339,6 +342,8 @@ def source_spec(plan: Plan, keys: JobKeys, peer: tuple[Address, ...]) -> JobSpec
         limits=wish.limits,
         host=plan.source.name,
         peer_host=wish.destination.name,
+        faults=wish.faults,
+        patience=wish.patience,
         source=SourceSpec(
             pid=guest.pid,
             start_ticks=guest.start_ticks,

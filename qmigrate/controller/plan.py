@@ -20,7 +20,7 @@ from qmigrate.agent.protocol import (
 from qmigrate.controller.remote import Agent
 from qmigrate.core.cmdline import Twin, twin
 from qmigrate.core.errors import HostError, UsageError
-from qmigrate.core.job import Limits, Mode
+from qmigrate.core.job import FaultPoint, Limits, Mode, Patience
 from qmigrate.core.model import Finding, Guest, GuestDetail, HostFacts, HostSpec
 from qmigrate.core.preflight import Facts, ImageEvidence, preflight, writable_disks
 
@@ -40,6 +40,8 @@ class Wish:
     stop_unit: bool = False
     addresses: tuple[tuple[str, str], ...] = ()  # address, who said so: "option", "inventory"
     bridges: tuple[tuple[str, str], ...] = ()  # source's name, destination's
+    faults: tuple[FaultPoint, ...] = ()  # for tests only
+    patience: Patience = field(default_factory=Patience)
 
 
 @dataclass(frozen=True, slots=True)

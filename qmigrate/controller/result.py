@@ -136,6 +136,7 @@ def document(result: Result) -> dict[str, Any]:
         "guest_events": list(report.guest_events) if report else [],
         "still_enabled": report.still_enabled if report else None,
         "leftovers": list(report.leftovers) if report else [],
+        "faults": [f"{f.side}:{f.moment}:{f.action}" for f in report.faults] if report else [],
         "error": error_document(result.problem),
     }
 

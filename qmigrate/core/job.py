@@ -47,10 +47,53 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class FaultPoint:
-    """For tests only, and said in HELLO: what the agent does to itself at a named moment."""
+    """For tests only, and said in HELLO: what an agent does to itself at a named moment, once."""
 
-    moment: str  # an effect or record of core/handover: "record away", "send-go", …
+    side: Side
+    moment: str  # see `core.faults`: "before record away", "after send-go", "at loaded"
     action: str  # "kill", "stop", "hang"
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a job waits for what may never come, in seconds; each has an end of its own."""
+
+    link_s: float = 10.0  # for both agents to find each other: several addresses, either direction
+    link_grace_s: float = 2.0  # for a broken link to come back while the guest still runs here
+    monitor_s: float = 5.0  # for the guest's monitor to greet
+    start_s: float = 30.0  # from exec to the twin's greeting: it may allocate and clear gigabytes
+    twin_s: float = 40.0  # for the link and the destination's word: it may still be starting QEMU
+    loading_s: float = 15.0  # for both QEMUs to hold the data socket
+    data_s: float = 10.0  # for the data socket beside a link that stands
+    ready_s: float = 5.0  # for the destination's word while the guest is stopped
+    verdict_s: float = 60.0  # from migrate-continue to QEMU's verdict; device state on a slow wire
+    cancel_s: float = 30.0  # from migrate_cancel to QEMU's terminal event
+    look_s: float = 10.0  # for QEMU to say that it has everything; the source says it has
+    resume_s: float = 10.0  # from cont to RESUME; it may activate images on a slow store
+    answer_s: float = 10.0  # for the answer to GO, before people are told that it is not known
+    quit_s: float = 20.0  # from quit to the end of the process; it flushes its images
+    farewell_s: float = 5.0  # for the destination's last words
+    peer_s: float = 60.0  # for a source to appear, or to come back before all is loaded
+    linger_s: float = 60.0  # after a refusal: for the source to hear it
+
+
+# For tests, where what is waited for is known not to come. Starting QEMU keeps its time.
+SHORT_PATIENCE = Patience(
+    link_s=4.0,
+    link_grace_s=2.0,
+    twin_s=10.0,
+    loading_s=4.0,
+    data_s=4.0,
+    ready_s=2.0,
+    verdict_s=4.0,
+    cancel_s=4.0,
+    look_s=2.0,
+    resume_s=2.0,
+    answer_s=2.0,
+    farewell_s=2.0,
+    peer_s=4.0,
+    linger_s=2.0,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +185,7 @@ class JobSpec:
     source: SourceSpec | None = None
     destination: DestinationSpec | None = None
     faults: tuple[FaultPoint, ...] = ()
+    patience: Patience = Patience()
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +249,7 @@ class JobReport:
     guest_events: tuple[str, ...] = ()  # "reset by the guest", …
     still_enabled: str | None = None  # what would start a second copy at the next boot
     leftovers: tuple[str, ...] = ()  # what could not be removed, and where
+    faults: tuple[FaultPoint, ...] = ()  # what a test asked for; empty in earnest
 
 
 @dataclass(frozen=True, slots=True)
