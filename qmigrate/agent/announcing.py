@@ -103,6 +103,12 @@ class Announcing:
         for announcer in self._announcers:
             await announcer.fire(nursery)
 
+    @property
+    def complete(self) -> bool:
+        """Whether no schedule is under way."""
+        records = [announcer.record for announcer in self._announcers]
+        return all(record.complete or not record.sent for record in records)
+
     async def wait_complete(self) -> None:
         """Return when every schedule that began has ended."""
         for announcer in self._announcers:

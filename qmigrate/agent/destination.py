@@ -85,8 +85,24 @@ class DestinationAgent(JobAgent):
                     self._wait_for_peer("the source did not appear")
                     self.nursery.start_soon(self.keep_link, endpoint, self.spec.patience.link_s)
                     await self.over.wait()
-                await self.announcing.wait_complete()
+            await self._announce_on()
             self.nursery.cancel_scope.cancel()
+
+    async def _announce_on(self) -> None:
+        """Keep to the announcer's schedule, holding nothing: the guest may move on meanwhile."""
+        if self.qemu is None or self.announcing.complete:
+            return
+        self.qemu.let_go()
+        await self.let_go()
+        async with trio.open_nursery() as nursery:
+
+            async def until_it_leaves(pidfd: int) -> None:
+                await twin.wait_end(pidfd)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(until_it_leaves, self.qemu.pidfd)
+            await self.announcing.wait_complete()
+            nursery.cancel_scope.cancel()
 
     async def _prepare(self) -> None:
         """Make the twin; what fails takes everything down again and is the job's problem."""
@@ -135,6 +151,8 @@ class DestinationAgent(JobAgent):
 
     async def _follow(self, watched: Watched) -> None:
         await watched.follow()
+        if not watched.has_ended:
+            return
         self.loaded.set()
         words = twin.last_words(self.log)
         problem = self.trouble("host", "the destination's QEMU ended", last_words=words)
@@ -160,8 +178,10 @@ class DestinationAgent(JobAgent):
                 self._fail(exc.problem)
                 return
             looked = await self.qemu.look() if self.qemu else looked
-        self.state, effects = destination_after(entry.record, looked.look, looked.state)
         self.run_it = entry.had in RUNS or entry.had is RunState.UNKNOWN
+        self.state, effects = destination_after(
+            entry.record, looked.look, looked.state, run_it=self.run_it
+        )
         if looked.completed:
             self._looked = looked
             self.loaded.set()
@@ -392,7 +412,7 @@ class DestinationAgent(JobAgent):
 
     async def _seek_running(self) -> None:
         """Ask again until QEMU says what came of cont."""
-        while self.state is D.GO:
+        while self.state in (D.GO, D.GO_AGAIN):
             await trio.sleep(1.0)
             try:
                 if self.qemu and await self.qemu.qemu.status() in RUNS:

@@ -47,15 +47,20 @@ class Door:
     def __init__(self, descriptor: int, handlers: dict[type, Handler]) -> None:
         self._descriptor = descriptor
         self._handlers = handlers
+        self._scope = trio.CancelScope()
         self._visitors = 0
         self._left = trio.Event()
 
     async def serve(self) -> None:
         """Answer for ever; one visitor's trouble is not another's."""
         listening = socket.socket(fileno=os.dup(self._descriptor))
-        await trio.serve_listeners(
-            self._answer, [trio.SocketListener(trio.socket.from_stdlib_socket(listening))]
-        )
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
+        with self._scope:
+            await trio.serve_listeners(self._answer, [listener])
+
+    def close(self) -> None:
+        """Answer nobody any more."""
+        self._scope.cancel()
 
     async def wait_alone(self) -> None:
         """Return when nobody is at the door: visitors go when they have had their answer."""

@@ -67,6 +67,7 @@ class JobAgent(ABC):
         self._send_inbox, self._inbox = trio.open_memory_channel[tuple[Any, Problem | None]](
             float("inf")
         )
+        self.let_go: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint  # of lock and door
         self.unheard = False  # the peer may still ask: the journal must stay
         self._points = {f.moment: f.action for f in spec.faults if f.side is self.side}
         self._watchers: set[trio.MemorySendChannel[JobNote]] = set()

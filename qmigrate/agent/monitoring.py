@@ -69,6 +69,7 @@ class Watched:
         self._on_event = on_event
         self._qemu: Qemu | None = None
         self._opened = trio.Event()
+        self._scope = trio.CancelScope()
         self._failure: MonitorError | None = None
         self._before: Tuning | None = None
         self._set: Tuning | None = None
@@ -102,7 +103,15 @@ class Watched:
         return self._qemu
 
     async def follow(self) -> None:
-        """Hold the monitor and hand its events on, until the process has ended."""
+        """Hold the monitor and hand its events on, until the process has ended, or `let_go`."""
+        with self._scope:
+            await self._follow()
+
+    def let_go(self) -> None:
+        """Leave the monitor to others; `follow` returns."""
+        self._scope.cancel()
+
+    async def _follow(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._hold)
             await wait_end(self.pidfd)

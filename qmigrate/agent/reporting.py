@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def outcome_of(agent: "SourceAgent") -> Outcome:
     """Return how the job has ended."""
-    if agent.running is not None:
+    if agent.state is Source.DONE:
         return Outcome.MIGRATED
     if agent.state is Source.ENDED:
         return Outcome.GUEST_ENDED
@@ -28,7 +28,7 @@ def report_of(agent: "SourceAgent") -> JobReport:
     """Return all that the source knows of a job that has ended."""
     outcome = outcome_of(agent)
     resume_us = agent.running.resume_us if agent.running else None
-    offset = agent.link.clock_offset(at_us=resume_us) if agent.link else None
+    offset = agent.offset
     return JobReport(
         job=agent.spec.job,
         outcome=outcome,

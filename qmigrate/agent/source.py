@@ -44,6 +44,7 @@ from qmigrate.core.job import (
 )
 from qmigrate.core.model import RUNS, Address, RunState, Side
 from qmigrate.core.takeover import Return, how_to_return, source_after
+from qmigrate.core.timeline import ClockOffset
 from qmigrate.core.tuning import Options, change
 from qmigrate.qmp.events import (
     Event,
@@ -79,6 +80,7 @@ class SourceAgent(JobAgent):
         self.figures = MigrationProgress(MigrationStatus.NONE)
         self.stop_us: int | None = None
         self.running: peer.Running | None = None
+        self.offset: ClockOffset | None = None
         self.announced: AnnounceReport | None = None
         self.guest_events: list[str] = []
         self.left: tuple[str, ...] = ()
@@ -204,6 +206,8 @@ class SourceAgent(JobAgent):
                 self.post(SE.LOADED)
             case peer.Running():
                 self.running = message
+                if self.link is not None and message.resume_us is not None:
+                    self.offset = self.link.clock_offset(at_us=message.resume_us)
                 self.post(SE.RUNNING)
             case peer.Refused():
                 self.post(SE.REFUSED, self._theirs(message.reason))
@@ -319,9 +323,9 @@ class SourceAgent(JobAgent):
                 waits = (patience.ready_s, SE.GIVE_UP, "the destination was not ready")
             case S.SWITCHING:
                 waits = (patience.verdict_s, SE.STUCK, "QEMU came to no verdict")
-            case S.CANCELLING:
+            case S.CANCELLING | S.RECALLING:
                 waits = (patience.cancel_s, SE.STUCK, "QEMU did not end the migration")
-            case S.AWAY | S.LEFT:
+            case S.AWAY | S.LEFT | S.MISSED:
                 waits = (patience.answer_s, SE.NO_ANSWER, "the destination did not answer")
             case _:
                 return
@@ -435,6 +439,9 @@ class SourceAgent(JobAgent):
 
     async def _return_guest(self) -> None:
         """Bring the guest back to the state it had, then the parameters it had."""
+        if self.qemu.has_ended:
+            self.post(SE.QEMU_GONE)  # where its end was no reason to act, it was not kept
+            return
         if not self.qemu.opened:  # it could never be spoken to, so nothing was done to it
             self.post(SE.RETURNED_HERE)
             return
@@ -449,9 +456,7 @@ class SourceAgent(JobAgent):
             await self.qemu.restore()
             self.post(SE.RETURNED_HERE)
         except MonitorError as exc:
-            if self.qemu.has_ended:
-                return  # QEMU_GONE comes by itself
-            self.post(SE.STUCK, exc.problem)
+            self.post(SE.QEMU_GONE if self.qemu.has_ended else SE.STUCK, exc.problem)
 
     async def _announce(self) -> None:
         """Tell the network that the guest is still, or again, here."""
@@ -462,8 +467,7 @@ class SourceAgent(JobAgent):
 
     async def _clean(self) -> None:
         """Remove what a guest that has left lived on here, if it was ours."""
-        gone = self.state is S.DONE and self.running is not None
-        if gone or self.state is S.ENDED:
+        if self.state in (S.DONE, S.ENDED):
             left = await twin.remove(self.rtnl, self.guest.tag)
             self.left += tuple(f"{self.spec.host}: {what}" for what in left)
 

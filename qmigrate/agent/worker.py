@@ -6,10 +6,12 @@ import sys
 
 import trio
 
+from qmigrate.agent import locks
 from qmigrate.agent.destination import DestinationAgent
 from qmigrate.agent.door import Door
 from qmigrate.agent.guardian import KEEP_JOURNAL, OVER, Inherited
 from qmigrate.agent.job import JobAgent
+from qmigrate.agent.jobs import lock_key
 from qmigrate.agent.journal import Journal
 from qmigrate.agent.places import JobPlaces
 from qmigrate.agent.protocol import (
@@ -48,7 +50,10 @@ def main(words: list[str]) -> int:
 
 
 async def _work(spec: JobSpec, places: JobPlaces, inherited: Inherited, again: bool) -> int:
-    journal = Journal.open(places.journal) if again else Journal.create(places.journal)
+    try:
+        journal = Journal.open(places.journal) if again else Journal.create(places.journal)
+    except FileNotFoundError:
+        return OVER  # the agent before this one had let go of everything
     again = journal.entry is not None  # an agent that died before its first record did nothing
     with journal, QmpThread() as thread:
         kind = SourceAgent if spec.side is Side.SOURCE else DestinationAgent
@@ -57,6 +62,16 @@ async def _work(spec: JobSpec, places: JobPlaces, inherited: Inherited, again: b
             agent.spare()
         door = Door(inherited.door, _handlers(agent))
         async with trio.open_nursery() as nursery:
+
+            async def let_go() -> None:
+                """Leave the guest to other jobs, while this one still has something to say."""
+                with trio.move_on_after(FLUSH_S):
+                    await door.wait_alone()
+                door.close()
+                locks.remove(lock_key(spec), os.dup(inherited.lock))
+                places.remove()
+
+            agent.let_go = let_go
             nursery.start_soon(door.serve)
             await agent.run(again=again)
             with trio.move_on_after(FLUSH_S):

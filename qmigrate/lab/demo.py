@@ -19,7 +19,7 @@ from typing import Any
 from qmigrate.core.errors import HostError, QmigrateError, UnknownOutcomeError
 from qmigrate.lab.guests import LabGuest, shared_image, start
 from qmigrate.lab.hosts import HostSnapshot
-from qmigrate.lab.images import LinuxBoot, create_disk, linux_image
+from qmigrate.lab.images import LinuxBoot, LinuxImage, create_disk, linux_image
 from qmigrate.lab.lab import Lab
 from qmigrate.lab.topology import TOPOLOGIES
 
@@ -101,14 +101,16 @@ def move(
     *,
     guest: str = GUEST,
     address: str = GUEST_IP4,
+    control_s: float = CONTROL_S,
+    margin_s: float = MARGIN_S,
 ) -> dict[str, Any]:
     """Run `qmigrate migrate` as a user on the client; return its result with outage and checks."""
     probe.mark("control")
-    time.sleep(CONTROL_S)  # noqa: TID251 - the length of the control period is what is wanted
+    time.sleep(control_s)  # noqa: TID251 - the length of the control period is what is wanted
     probe.mark("move")
     command = ["qmigrate", "migrate", guest, destination, "--json", *options]
     done = lab.run("client", command, check=False, timeout_s=MOVE_DEADLINE_S)
-    time.sleep(MARGIN_S)  # noqa: TID251 - as above
+    time.sleep(margin_s)  # noqa: TID251 - as above
     seen = probe.report()
     try:
         result: dict[str, Any] = json.loads(done.stdout)
@@ -133,7 +135,22 @@ def intact(lab: Lab, address: str) -> bool:
     if done.returncode:
         return False
     state: dict[str, str] = json.loads(done.stdout)
-    return state["memory"] == "intact" and state["disk"] != "broken"
+    return "broken" not in (state["memory"], state["disk"])
+
+
+def linux_guest(lab: Lab, image: LinuxImage, dirty_mib: int, dirty_rate_mib: int) -> LabGuest:
+    """Return the demo's guest: two addresses, a shared disk with a log, a load."""
+    boot = LinuxBoot(
+        shared_image(lab, image),
+        ip4=f"{GUEST_IP4}/24",
+        ip6="fd71:6d69:6772::10/64",
+        dirty_mib=dirty_mib,
+        dirty_rate_mib=dirty_rate_mib,
+        disk_log=True,
+    )
+    disk = lab.images / f"{GUEST}.img"
+    disk.unlink(missing_ok=True)
+    return LabGuest(GUEST, boot, memory_mib=256, disk=create_disk(disk))
 
 
 def left_behind(before: HostSnapshot, after: HostSnapshot) -> list[str]:
@@ -189,17 +206,7 @@ def run(options: Options) -> int:
     try:
         say("bringing up a lab: hosts alpha and beta, a client, a switch")
         lab.up(TOPOLOGIES["same-segment"])
-        boot = LinuxBoot(
-            shared_image(lab, image),
-            ip4=f"{GUEST_IP4}/24",
-            ip6="fd71:6d69:6772::10/64",
-            dirty_mib=options.load_mib,
-            dirty_rate_mib=options.load_rate_mib,
-            disk_log=True,
-        )
-        disk = lab.images / f"{GUEST}.img"
-        disk.unlink(missing_ok=True)
-        guest = LabGuest(GUEST, boot, memory_mib=256, disk=create_disk(disk))
+        guest = linux_guest(lab, image, options.load_mib, options.load_rate_mib)
         before = {host: lab.snapshot_host(host) for host in ("alpha", "beta")}
         say(f"booting {GUEST} on alpha")
         start(lab, "alpha", guest)
