@@ -85,6 +85,7 @@ class DestinationAgent(JobAgent):
                     self._wait_for_peer("the source did not appear")
                     self.nursery.start_soon(self.keep_link, endpoint, self.spec.patience.link_s)
                     await self.over.wait()
+            self.say_marks()
             await self._announce_on()
             self.nursery.cancel_scope.cancel()
 
@@ -236,6 +237,7 @@ class DestinationAgent(JobAgent):
             case peer.AreYouReady():
                 await self._say_ready(message)
             case peer.Go():
+                self.mark("go heard")
                 self.run_it = message.run
                 self.had = RunState.RUNNING if message.run else RunState.PAUSED
                 self.post(DE.GO)
@@ -289,6 +291,7 @@ class DestinationAgent(JobAgent):
                 self.loaded.set()  # nothing more will come
                 self._fail(await self._load_failure())
             case ResumeEvent():
+                self.mark("resumed")
                 if self.resume_us is None:
                     self.resume_us = event.timestamp_us
                 self.resumed.set()
@@ -365,8 +368,9 @@ class DestinationAgent(JobAgent):
 
     async def _look(self) -> None:
         """Say, once GO has come, whether QEMU has everything, is alive and was not started."""
-        with trio.move_on_after(self.spec.patience.look_s):
-            await self.loaded.wait()
+        if not self.loaded.is_set():
+            with trio.move_on_after(self.spec.patience.look_s):
+                await self.loaded.wait()
         looked = self._looked
         if looked is None or self.qemu is None or self.qemu.has_ended:
             # It has never been told to run, so refusing is safe whatever hangs.
@@ -387,7 +391,9 @@ class DestinationAgent(JobAgent):
                 await self.qemu.qemu.blockdev_set_active(active=True)
                 self.post(DE.RUNS)
                 return
+            self.mark("cont")
             await self.qemu.qemu.cont()
+            self.mark("cont answered")
         except CommandError as exc:
             self.post(DE.CONT_REFUSED, exc.problem)
             return

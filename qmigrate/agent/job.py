@@ -96,7 +96,10 @@ class JobAgent(ABC):
     async def read_inbox(self) -> None:
         """Step through the table until END."""
         while not self.over.is_set():
-            event, problem = await self._inbox.receive()
+            try:  # what an effect has posted follows at once: every turn of the loop takes time
+                event, problem = self._inbox.receive_nowait()
+            except trio.WouldBlock:
+                event, problem = await self._inbox.receive()
             if problem is not None:
                 self.say(f"{event}: {problem.what}" + _words(problem))
                 self.problem = self.problem or problem
@@ -105,10 +108,10 @@ class JobAgent(ABC):
             except ImpossibleEventError as exc:
                 self.say(f"a defect, and nothing was done: {exc}")
                 continue
-            if following != self.state:
-                self.say(f"{self.state} --{event}--> {following}")
-            self.state = following
+            before, self.state = self.state, following
             await self.carry_out(effects)
+            if before != following:
+                self.say(f"{before} --{event}--> {following}")
 
     async def carry_out(self, effects: tuple[Effect | Write, ...]) -> None:
         """Carry out effects in order; one that raises is a defect, and those after it do not come.
@@ -323,6 +326,11 @@ class JobAgent(ABC):
         """Write a line into the job's log (stderr, which the session redirected)."""
         sys.stderr.write(f"{time.monotonic() - self.started_s:9.3f} {self.side}: {text}\n")
         sys.stderr.flush()
+
+    def say_marks(self) -> None:
+        """Write into the job's log when what happened."""
+        words = ", ".join(f"{mark.name} {mark.at_s * 1e3:.2f}" for mark in self.marks)
+        self.say(f"marks in ms: {words}")
 
     def complain(self) -> None:
         """Write the exception being handled into the job's log."""

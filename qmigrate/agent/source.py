@@ -490,6 +490,7 @@ class SourceAgent(JobAgent):
         heard = self._farewell.is_set() or self.preparation.twin is None
         if not heard:
             self.left += (f"{self.spec.peer_host}: not heard of since the link broke",)
+        self.say_marks()
         self.finish(report_of(self))
         self.over.set()
 
