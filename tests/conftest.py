@@ -1,0 +1,16 @@
+"""The order of the tests: the fast rooms first, so that what is broken says so soon."""
+
+from pathlib import Path
+
+import pytest
+
+ROOMS = ("unit", "cli", "net", "qemu", "fault")  # any other comes last
+TESTS = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> int:
+        room = item.path.relative_to(TESTS).parts[0]
+        return ROOMS.index(room) if room in ROOMS else len(ROOMS)
+
+    items.sort(key=rank)  # stable: the order within a room stays
