@@ -45,6 +45,7 @@ def report_of(agent: "SourceAgent") -> JobReport:
         announced=agent.running.announced if agent.running else agent.announced,
         findings=agent.preparation.findings,
         guest_events=tuple(dict.fromkeys(agent.guest_events)),
+        still_enabled=agent.still_enabled,
         leftovers=agent.left,
         faults=agent.spec.faults,
     )

@@ -14,10 +14,10 @@ from qmigrate.agent.destination import open_process
 from qmigrate.agent.job import JobAgent
 from qmigrate.agent.monitoring import Looked, Watched
 from qmigrate.agent.pacing import Pace
-from qmigrate.agent.places import runs_systemd
 from qmigrate.agent.preparing import SOCKET, Preparation
 from qmigrate.agent.protocol import SetJob
 from qmigrate.agent.reporting import report_of
+from qmigrate.agent.units import enabled_at_boot, stop_unit
 from qmigrate.core.errors import (
     CommandError,
     GuestEndedError,
@@ -84,6 +84,7 @@ class SourceAgent(JobAgent):
         self.announced: AnnounceReport | None = None
         self.guest_events: list[str] = []
         self.left: tuple[str, ...] = ()
+        self.still_enabled: str | None = None
         self.pace = Pace(self, lambda: self.state is S.COPYING)
         self.preparation = Preparation(self)
         self.learning = Learning(self.guest.taps, self.say)
@@ -419,12 +420,14 @@ class SourceAgent(JobAgent):
         except MonitorError as exc:
             self.say(f"QEMU's figures are not known: {exc}")
         try:
-            if self.guest.unit:
+            if self.guest.unit and self.guest.stop_unit:
                 await stop_unit(self.guest.unit)
             else:
                 await self.qemu.qemu.quit()
         except (MonitorError, HostError) as exc:
             self.say(f"quit: {exc}")
+            if self.guest.stop_unit:
+                self.left += (f"{self.spec.host}: {exc.problem.what}",)
         with trio.move_on_after(self.spec.patience.quit_s):
             await twin.wait_end(self.qemu.pidfd)
             self.post(SE.QUIT)
@@ -482,6 +485,15 @@ class SourceAgent(JobAgent):
             f"nothing was resumed or killed; come back with: qmigrate watch {self.spec.job}",
         )
 
+    async def _look_at_boot(self) -> None:
+        """Find out whether the next boot would start a second copy here."""
+        if self.running is None or not self.guest.unit:
+            return
+        try:
+            self.still_enabled = await enabled_at_boot(self.guest.unit)
+        except HostError as exc:
+            self.say(f"whether {self.guest.unit} is enabled is not known: {exc}")
+
     async def _end(self) -> None:
         """Hear the destination out, report, leave."""
         if self.link is not None:
@@ -490,18 +502,7 @@ class SourceAgent(JobAgent):
         heard = self._farewell.is_set() or self.preparation.twin is None
         if not heard:
             self.left += (f"{self.spec.peer_host}: not heard of since the link broke",)
+        await self._look_at_boot()
         self.say_marks()
         self.finish(report_of(self))
         self.over.set()
-
-
-async def stop_unit(unit: str) -> None:
-    """Stop the systemd unit that the guest's QEMU is in; raise `HostError` if systemd refuses."""
-    if not runs_systemd():
-        raise HostError(f"no systemd runs here that could stop {unit}")
-    done = await trio.run_process(
-        ["systemctl", "stop", "--", unit], check=False, capture_stderr=True
-    )
-    if done.returncode:
-        words = done.stderr.decode(errors="replace").strip()
-        raise HostError(f"systemctl stop {unit} failed", last_words=words)

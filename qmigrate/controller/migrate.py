@@ -351,6 +351,7 @@ def source_spec(plan: Plan, keys: JobKeys, peer: tuple[Address, ...]) -> JobSpec
             taps=tuple(GuestTap(nic.tap, nic.mac) for nic in guest.nics if nic.tap),
             tag=plan.twin.plan.tag,
             peer_addresses=peer,
-            unit=guest.unit if wish.stop_unit else None,
+            unit=guest.unit,
+            stop_unit=wish.stop_unit,
         ),
     )

@@ -156,7 +156,8 @@ class SourceSpec:
     taps: tuple[GuestTap, ...]  # where addresses are learned, and announced after a rollback
     tag: str
     peer_addresses: tuple[Address, ...]  # where the destination listens
-    unit: str | None = None  # stop this unit instead of `quit`
+    unit: str | None = None  # that its QEMU is in
+    stop_unit: bool = False  # instead of QMP `quit`
 
 
 @dataclass(frozen=True, slots=True)
