@@ -152,7 +152,7 @@ class DestinationAgent(JobAgent):
 
     async def _follow(self, watched: Watched) -> None:
         await watched.follow()
-        if not watched.has_ended:
+        if not watched.has_ended():
             return
         self.loaded.set()
         words = twin.last_words(self.log)
@@ -275,7 +275,7 @@ class DestinationAgent(JobAgent):
     async def _say_ready(self, request: peer.AreYouReady) -> None:
         """Take what the source has learned, and say that QEMU is alive: the guest is stopped."""
         self.announcing.add(request.addresses)
-        if self.qemu is not None and not self.qemu.has_ended:
+        if self.qemu is not None and not self.qemu.has_ended():
             await self.send(peer.Ready())
 
     # QEMU
@@ -372,7 +372,7 @@ class DestinationAgent(JobAgent):
             with trio.move_on_after(self.spec.patience.look_s):
                 await self.loaded.wait()
         looked = self._looked
-        if looked is None or self.qemu is None or self.qemu.has_ended:
+        if looked is None or self.qemu is None or self.qemu.has_ended():
             # It has never been told to run, so refusing is safe whatever hangs.
             what = "QEMU did not say in time that it has loaded the guest"
             self.post(DE.LOOKS_UNFIT, self.trouble("rolled-back", what))

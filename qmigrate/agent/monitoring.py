@@ -85,7 +85,6 @@ class Watched:
         watched._before = watched._set = watched._failure = None
         return watched
 
-    @property
     def has_ended(self) -> bool:
         """Whether the process is gone, or never was."""
         return self.pidfd < 0 or has_ended(self.pidfd)

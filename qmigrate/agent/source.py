@@ -412,7 +412,7 @@ class SourceAgent(JobAgent):
 
     async def _quit(self) -> None:
         """End the source's QEMU; the destination is proved, so nothing but its end is wanted."""
-        if self.qemu.has_ended:
+        if self.qemu.has_ended():
             self.post(SE.QUIT)
             return
         try:
@@ -442,7 +442,7 @@ class SourceAgent(JobAgent):
 
     async def _return_guest(self) -> None:
         """Bring the guest back to the state it had, then the parameters it had."""
-        if self.qemu.has_ended:
+        if self.qemu.has_ended():
             self.post(SE.QEMU_GONE)  # where its end was no reason to act, it was not kept
             return
         if not self.qemu.opened:  # it could never be spoken to, so nothing was done to it
@@ -459,7 +459,7 @@ class SourceAgent(JobAgent):
             await self.qemu.restore()
             self.post(SE.RETURNED_HERE)
         except MonitorError as exc:
-            self.post(SE.QEMU_GONE if self.qemu.has_ended else SE.STUCK, exc.problem)
+            self.post(SE.QEMU_GONE if self.qemu.has_ended() else SE.STUCK, exc.problem)
 
     async def _announce(self) -> None:
         """Tell the network that the guest is still, or again, here."""
