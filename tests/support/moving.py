@@ -217,6 +217,7 @@ class Site:
     _before: dict[str, hosts.HostSnapshot] = field(default_factory=dict)
     _binds: list[tuple[str, str]] = field(default_factory=list)
     _kept_files: frozenset[Path] = frozenset()
+    _monitors: dict[str, str] = field(default_factory=dict)  # of those started by their own words
     _inits: dict[str, int] = field(default_factory=dict)
     undo: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -267,6 +268,23 @@ class Site:
         """Start it and return it once its monitor greets and its taps are in the bridge."""
         self._own(guests.start(self.lab, host, guest, prefix=prefix))
         return self.copy(guest.name)
+
+    def start_argv(self, argv: Sequence[str], name: str, monitor: str, host: str = "alpha") -> Copy:
+        """Start a QEMU by its own words, which give it `monitor`; return it once that greets."""
+        self._monitors[name] = monitor
+        pipe = subprocess.PIPE
+        process = self.lab.popen(host, argv, stdout=subprocess.DEVNULL, stderr=pipe)
+        self._own(process)
+        done = self.lab.run(host, ["python3", "-c", _GREETED, monitor], check=False)
+        if done.returncode:
+            process.kill()
+            assert process.stderr is not None
+            raise AssertionError(process.stderr.read().decode())
+        return self.copy(name)
+
+    def plug(self, host: str, tap: str) -> None:
+        """Put a tap into the host's bridge."""
+        self.lab.run(host, ["ip", "link", "set", tap, "master", guests.BRIDGE, "up"])
 
     def _own(self, process: "subprocess.Popen[Any]") -> None:
         """End a process and close its pipes after the test; its host's end is no matter."""
@@ -323,8 +341,19 @@ class Site:
         where = copy.value("-qmp") or ""
         inside = where.removeprefix("unix:").partition(",")[0]
         if not inside:
-            inside = f"/run/qmigrate/guests/{copy.value('-uuid')}/monitor"
+            ours = f"/run/qmigrate/guests/{copy.value('-uuid')}/monitor"
+            inside = ours if "chardev=qmigrate-monitor" in " ".join(copy.argv) else ""
+        inside = inside or self._monitors[(copy.value("-name") or "").partition(",")[0]]
         qmp = Qmp(self.path(copy.host, inside))
+        try:
+            yield qmp
+        finally:
+            qmp.close()
+
+    @contextlib.contextmanager
+    def side_door(self, host: str, name: str) -> Iterator[Qmp]:
+        """Hold a guest's second monitor at ``/run/NAME.side``, which it was started with."""
+        qmp = Qmp(self.path(host, f"/run/{name}.side"))
         try:
             yield qmp
         finally:
@@ -421,9 +450,23 @@ class Site:
     def jobs(self, host: str) -> list[str]:
         """Return the jobs that are under way on a host."""
         try:
-            return sorted(os.listdir(self.path(host, "/run/qmigrate/jobs")))
+            return sorted(at.name for at in self.path(host, "/run/qmigrate/jobs").iterdir())
         except FileNotFoundError:
             return []
+
+    def lockers(self, image: Path, name: str) -> set[str]:
+        """Return the hosts whose QEMU holds a lock on an image (proc(5), fdinfo)."""
+        found = set()
+        for copy in (copy for host in HOSTS for copy in self._qemus(host, name)):
+            for fd in Path(f"/proc/{copy.pid}/fd").iterdir():
+                try:
+                    same = fd.samefile(image)
+                except OSError:  # sockets, and what was closed meanwhile
+                    continue
+                lines = Path(f"/proc/{copy.pid}/fdinfo/{fd.name}").read_text()
+                if same and "\nlock:" in lines:
+                    found.add(copy.host)
+        return found
 
     # Afterwards
 
@@ -551,6 +594,21 @@ def _stays(what: str) -> bool:
     kind, _, thing = what.partition(": ")
     return kind == "files" and (thing in STAYS or thing.startswith("/var/cache/qmigrate"))
 
+
+# Returns once the monitor has greeted; it is let go at once.
+_GREETED = """
+import socket, sys, time
+for _ in range(1000):
+    s = socket.socket(socket.AF_UNIX)
+    s.settimeout(10)
+    try:
+        s.connect(sys.argv[1])
+        sys.exit(0 if b"QMP" in s.recv(4096) else 1)
+    except OSError:
+        s.close()
+        time.sleep(0.01)
+sys.exit(1)
+"""
 
 # Returns when something listens there; each refused attempt takes a round trip to the guest.
 _AWAIT_PORT = """
