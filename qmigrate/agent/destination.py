@@ -73,11 +73,11 @@ class DestinationAgent(JobAgent):
         ):
             self.announcing = Announcing(self.rtnl, self.plan.addresses, self.say)
             async with self.listening() as endpoint:
-                self.nursery.start_soon(self.read_inbox)
-                if again:
+                if again:  # what is heard meanwhile waits until it is known where we stand
                     await self._take_over()
                 else:
                     await self._prepare()
+                self.nursery.start_soon(self.read_inbox)
                 if self._unstarted:
                     await self.over.wait()
                 self.ready.set()

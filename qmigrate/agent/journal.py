@@ -14,6 +14,7 @@ other slot, so a write cut short by SIGKILL leaves the one before it in force. T
 written anew and renamed: a rename needs space for a second file at the worst moment.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -69,8 +70,13 @@ class Journal:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             descriptor = os.open(path, flags, 0o600)
-            os.pwrite(descriptor, b" " * (2 * SLOT_BYTES), 0)
         except OSError as exc:
+            raise HostError(f"no journal can be kept at {path}: {exc.strerror}") from exc
+        try:
+            _write_whole(descriptor, b" " * (2 * SLOT_BYTES), 0)
+        except OSError as exc:
+            os.close(descriptor)
+            path.unlink()
             raise HostError(
                 f"no journal can be kept at {path}: {exc.strerror}",
                 next_step="make room in /run, then try again",
@@ -91,7 +97,7 @@ class Journal:
         content = hashlib.sha256(text).hexdigest().encode() + b"\n" + text
         if len(content) > SLOT_BYTES:
             raise HostError(f"a journal entry of {len(content)} bytes, more than {SLOT_BYTES}")
-        os.pwrite(self._descriptor, content.ljust(SLOT_BYTES), (number % 2) * SLOT_BYTES)
+        _write_whole(self._descriptor, content.ljust(SLOT_BYTES), (number % 2) * SLOT_BYTES)
         self.entry = entry
 
     def __enter__(self) -> Self:
@@ -113,6 +119,12 @@ def read(path: Path) -> Entry | None:
         OSError: there is no such file, or it cannot be read.
     """
     return _latest(path.read_bytes())
+
+
+def _write_whole(descriptor: int, content: bytes, at: int) -> None:
+    """Write all of `content`; a short write means that there is no space (write(2))."""
+    if os.pwrite(descriptor, content, at) != len(content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _latest(content: bytes) -> Entry | None:

@@ -102,11 +102,11 @@ class SourceAgent(JobAgent):
         ):
             async with self.listening() as endpoint:
                 endpoint.set_peer(self.guest.peer_addresses)
-                self.nursery.start_soon(self.read_inbox)
-                if again:
+                if again:  # what is heard meanwhile waits until it is known where we stand
                     await self._take_over()
                 else:
                     await self._open()
+                self.nursery.start_soon(self.read_inbox)
                 self.ready.set()
                 if not self.over.is_set():
                     self.nursery.start_soon(self.keep_link, endpoint, self.spec.patience.link_s)
@@ -162,7 +162,7 @@ class SourceAgent(JobAgent):
                 looked = await self.qemu.look()
             except GuestEndedError as exc:
                 self.problem = exc.problem
-        self.touched = True
+        self.touched = looked.status is not MigrationStatus.NONE
         what = "the source's agent died during the job and another went on"
         self.problem = self.problem or self.trouble("rolled-back", what)
         self.state, effects = source_after(entry.record, looked.look)

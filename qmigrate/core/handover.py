@@ -35,7 +35,9 @@ class Record(StrEnum):
     RUNNING = "running"  # destination: seen in the state it had
     REFUSED = "refused"  # destination: will never run it
     RETURNED = "returned"  # destination: accepted, could not start it, it never ran
-    DONE = "done"  # nothing of the job is left to do here
+    RESTORED = "restored"  # source: the guest is here as it was, nothing is left to do
+    ENDED = "ended"  # source: the guest has ended, nothing is left to do
+    DONE = "done"  # the guest is on the destination, nothing is left to do here
 
 
 class Source(StrEnum):
@@ -46,11 +48,14 @@ class Source(StrEnum):
     HELD = "held"  # pre-switchover: QEMU stopped the guest, its images are still ours
     CANCELLING = "cancelling"  # migrate_cancel was given; QEMU's terminal event decides
     SWITCHING = "switching"  # migrate-continue was given; QEMU's verdict decides
+    RECALLING = "recalling"  # migrate_cancel may have been given after migrate-continue
+    MISSED = "missed"  # QEMU ended after migrate-continue, and may have run on here before
     LEFT = "left"  # found complete with no GO ever sent: a new agent asks before it goes on
     AWAY = "away"
     PROVED = "proved"
     BACK = "back"
-    ENDED = "ended"  # the guest's own end, before anything left
+    RESTORED = "restored"
+    ENDED = "ended"  # the guest's own end, or its QEMU's, with the right here
     DONE = "done"
 
 
@@ -83,7 +88,8 @@ class Destination(StrEnum):
 
     PREPARED = "prepared"  # QEMU waits or loads, with -S
     DECIDING = "deciding"  # GO came; QEMU is being asked whether it has everything
-    GO = "go"  # cont was given or is about to be
+    GO = "go"  # cont was given for the first time or is about to be
+    GO_AGAIN = "go-again"  # the same by an agent that was started again: it may have run before
     RUNNING = "running"
     REFUSED = "refused"
     RETURNED = "returned"
@@ -145,17 +151,27 @@ Row = dict[StrEnum, tuple[StrEnum, Effects]]
 
 S, SE, D, DE, E, R = Source, SourceEvent, Destination, DestinationEvent, Effect, Record
 
-_FAREWELL: Effects = (E.CLEAN, Write(R.DONE), E.SEND_FINISH, E.END)
+_RESTORED: tuple[StrEnum, Effects] = (
+    S.RESTORED,
+    (E.CLEAN, Write(R.RESTORED), E.SEND_FINISH, E.END),
+)
+_OVER: Effects = (E.CLEAN, Write(R.ENDED), E.SEND_FINISH, E.END)
 _BACK: tuple[StrEnum, Effects] = (S.BACK, (Write(R.BACK), E.SEND_REFUSE, E.RETURN_GUEST))
 _BACK_AFTER_GO: tuple[StrEnum, Effects] = (S.BACK, (Write(R.BACK), E.RETURN_GUEST, E.ANNOUNCE))
-_ENDED: tuple[StrEnum, Effects] = (
-    S.ENDED,
-    (Write(R.BACK), E.SEND_REFUSE, *_FAREWELL),
-)
-# Also when the source's QEMU dies between migrate-continue and its verdict: what is left of the
-# guest is then on the destination or nowhere, and the destination looks before it takes GO.
+_ENDED: tuple[StrEnum, Effects] = (S.ENDED, (Write(R.BACK), E.SEND_REFUSE, *_OVER))
 _AWAY: tuple[StrEnum, Effects] = (S.AWAY, (Write(R.AWAY), E.SEND_GO))
+_PROVED: tuple[StrEnum, Effects] = (S.PROVED, (Write(R.PROVED), E.QUIT_QEMU))
+_DONE: tuple[StrEnum, Effects] = (S.DONE, (E.CLEAN, Write(R.DONE), E.SEND_FINISH, E.END))
 _CANCEL: tuple[StrEnum, Effects] = (S.CANCELLING, (E.MIGRATE_CANCEL,))
+# A QEMU that was told to cancel runs on before it says so (10.0: RESUME, then `cancelled`), and the
+# destination may load all the same (facts: trap 1). If it ends then, the copy there may be older
+# than what was run and written here. Nobody acts on that but a person.
+_MISSED: tuple[StrEnum, Effects] = (S.MISSED, (E.REPORT_UNKNOWN, E.SEND_ASK))
+
+
+def _stay(state: StrEnum, *effects: Effect) -> tuple[StrEnum, Effects]:
+    return state, effects
+
 
 SOURCE: dict[Source, Row] = {
     S.PREPARED: {
@@ -163,8 +179,9 @@ SOURCE: dict[Source, Row] = {
         SE.CANCEL: _BACK,
         SE.GIVE_UP: _BACK,
         SE.QEMU_RUNS_ON: _BACK,
+        SE.QEMU_COMPLETED: _stay(S.PREPARED),  # of an earlier move: ours has not begun
         SE.QEMU_GONE: _ENDED,
-        SE.CONNECTED: (S.PREPARED, ()),
+        SE.CONNECTED: _stay(S.PREPARED),
         SE.REFUSED: _BACK,
     },
     S.COPYING: {
@@ -172,104 +189,185 @@ SOURCE: dict[Source, Row] = {
         SE.CANCEL: _CANCEL,
         SE.GIVE_UP: _CANCEL,
         SE.QEMU_RUNS_ON: _BACK,
+        SE.QEMU_COMPLETED: (S.LEFT, (E.SEND_ASK,)),  # somebody else let it go on
         SE.QEMU_GONE: _ENDED,
         SE.REFUSED: _CANCEL,
-        SE.CONNECTED: (S.COPYING, ()),
+        SE.CONNECTED: _stay(S.COPYING),
     },
     S.HELD: {
         SE.CHECKED: (S.SWITCHING, (Write(R.SWITCHING), E.MIGRATE_CONTINUE)),
         SE.CANCEL: _CANCEL,
         SE.GIVE_UP: _CANCEL,
         SE.QEMU_RUNS_ON: _BACK,
+        SE.QEMU_COMPLETED: (S.LEFT, (E.SEND_ASK,)),
         SE.QEMU_GONE: _ENDED,
         SE.REFUSED: _CANCEL,
-        SE.CONNECTED: (S.HELD, ()),
+        SE.PRE_SWITCHOVER: _stay(S.HELD),  # said again after the monitor was opened again
+        SE.CONNECTED: _stay(S.HELD),
     },
     S.CANCELLING: {
         SE.QEMU_RUNS_ON: _BACK,
         # No GO was ever sent, so the copy here is the only one with a right to run.
         SE.QEMU_COMPLETED: _BACK,
-        SE.QEMU_GONE: _AWAY,
-        SE.PRE_SWITCHOVER: (S.CANCELLING, ()),
-        SE.CANCEL: (S.CANCELLING, ()),
-        SE.GIVE_UP: (S.CANCELLING, ()),
-        SE.REFUSED: (S.CANCELLING, ()),
-        SE.CONNECTED: (S.CANCELLING, ()),
-        SE.CHECKED: (S.CANCELLING, ()),
-        SE.STUCK: (S.CANCELLING, (E.REPORT_UNKNOWN,)),
+        # migrate-continue was never given: all that there is of the guest was here.
+        SE.QEMU_GONE: _ENDED,
+        SE.PRE_SWITCHOVER: _stay(S.CANCELLING),
+        SE.CANCEL: _stay(S.CANCELLING),
+        SE.GIVE_UP: _stay(S.CANCELLING),
+        SE.REFUSED: _stay(S.CANCELLING),
+        SE.CONNECTED: _stay(S.CANCELLING),
+        SE.CHECKED: _stay(S.CANCELLING),
+        SE.STUCK: _stay(S.CANCELLING, E.REPORT_UNKNOWN),
     },
     S.SWITCHING: {
         SE.QEMU_COMPLETED: _AWAY,
         SE.QEMU_RUNS_ON: _BACK,
+        # Watched to its end, and it never said that it failed: what is left of the guest is on the
+        # destination or nowhere, and the destination looks before it takes GO.
         SE.QEMU_GONE: _AWAY,
-        SE.CANCEL: (S.SWITCHING, (E.ANSWER_DECIDING,)),
+        SE.CANCEL: _stay(S.SWITCHING, E.ANSWER_DECIDING),
         # QEMU's verdict decides: what the link says meanwhile is no reason to act.
-        SE.GIVE_UP: (S.SWITCHING, ()),
-        SE.REFUSED: (S.SWITCHING, ()),
-        SE.CONNECTED: (S.SWITCHING, ()),
+        SE.GIVE_UP: _stay(S.SWITCHING),
+        SE.REFUSED: _stay(S.SWITCHING),
+        SE.CONNECTED: _stay(S.SWITCHING),
+        SE.CHECKED: _stay(S.SWITCHING),
+        SE.PRE_SWITCHOVER: _stay(S.SWITCHING),
         # Its images may be inactive, but no GO was sent: a cancelled switchover is still ours.
-        SE.STUCK: _CANCEL,
+        SE.STUCK: (S.RECALLING, (E.MIGRATE_CANCEL,)),
+    },
+    S.RECALLING: {
+        SE.QEMU_COMPLETED: _AWAY,
+        SE.QEMU_RUNS_ON: _BACK,
+        SE.QEMU_GONE: _MISSED,
+        SE.CANCEL: _stay(S.RECALLING, E.ANSWER_DECIDING),
+        SE.GIVE_UP: _stay(S.RECALLING),
+        SE.REFUSED: _stay(S.RECALLING),
+        SE.CONNECTED: _stay(S.RECALLING),
+        SE.CHECKED: _stay(S.RECALLING),
+        SE.PRE_SWITCHOVER: _stay(S.RECALLING, E.MIGRATE_CANCEL),
+        SE.STUCK: _stay(S.RECALLING, E.MIGRATE_CANCEL, E.REPORT_UNKNOWN),
+    },
+    S.MISSED: {
+        # It never had everything, or has thrown it away unrun: nothing is left of the guest.
+        SE.REFUSED: _ENDED,
+        SE.RUNNING: _PROVED,  # somebody has decided
+        SE.LOADED: _stay(S.MISSED, E.REPORT_UNKNOWN),
+        SE.NO_RECORD: _stay(S.MISSED, E.REPORT_UNKNOWN),
+        SE.NO_ANSWER: _stay(S.MISSED, E.REPORT_UNKNOWN),
+        SE.LOST: _stay(S.MISSED, E.REPORT_UNKNOWN),
+        SE.RETURNED: _ENDED,
+        SE.CONNECTED: _stay(S.MISSED, E.SEND_ASK),
+        SE.CANCEL: _stay(S.MISSED, E.ANSWER_DECIDING),
+        SE.GIVE_UP: _stay(S.MISSED),
+        SE.STUCK: _stay(S.MISSED),
+        SE.CHECKED: _stay(S.MISSED),
+        SE.QEMU_GONE: _stay(S.MISSED),
     },
     S.LEFT: {
         SE.LOADED: _AWAY,
+        SE.RUNNING: _PROVED,  # a person had it run there when this host was taken for dead
         SE.REFUSED: _BACK,
         SE.NO_RECORD: _BACK,
         SE.NO_ANSWER: _BACK,
         SE.QEMU_GONE: _AWAY,
-        SE.CONNECTED: (S.LEFT, (E.SEND_ASK,)),
+        SE.QEMU_COMPLETED: _stay(S.LEFT),
+        SE.CONNECTED: _stay(S.LEFT, E.SEND_ASK),
         SE.CANCEL: _BACK,
-        SE.GIVE_UP: (S.LEFT, ()),
+        SE.GIVE_UP: _stay(S.LEFT),
+        SE.CHECKED: _stay(S.LEFT),
     },
     S.AWAY: {
-        SE.RUNNING: (S.PROVED, (Write(R.PROVED), E.QUIT_QEMU)),
+        SE.RUNNING: _PROVED,
         SE.REFUSED: _BACK_AFTER_GO,
         SE.RETURNED: _BACK_AFTER_GO,
-        SE.CONNECTED: (S.AWAY, (E.SEND_GO,)),
-        SE.NO_ANSWER: (S.AWAY, (E.REPORT_UNKNOWN,)),
-        SE.NO_RECORD: (S.AWAY, (E.REPORT_UNKNOWN,)),
-        SE.QEMU_GONE: (S.AWAY, ()),  # the answer to GO still decides, and is still wanted
-        SE.CANCEL: (S.AWAY, (E.ANSWER_DECIDING,)),
-        SE.GIVE_UP: (S.AWAY, ()),
-        SE.LOADED: (S.AWAY, (E.SEND_GO,)),
-        SE.LOST: (S.AWAY, (E.REPORT_UNKNOWN,)),
+        SE.CONNECTED: _stay(S.AWAY, E.SEND_GO),
+        SE.NO_ANSWER: _stay(S.AWAY, E.REPORT_UNKNOWN),
+        SE.NO_RECORD: _stay(S.AWAY, E.REPORT_UNKNOWN),
+        SE.QEMU_GONE: _stay(S.AWAY),  # the answer to GO still decides, and is still wanted
+        SE.QEMU_COMPLETED: _stay(S.AWAY),
+        SE.CANCEL: _stay(S.AWAY, E.ANSWER_DECIDING),
+        SE.GIVE_UP: _stay(S.AWAY),
+        SE.STUCK: _stay(S.AWAY),
+        SE.CHECKED: _stay(S.AWAY),
+        SE.LOADED: _stay(S.AWAY, E.SEND_GO),
+        SE.LOST: _stay(S.AWAY, E.REPORT_UNKNOWN),
     },
     S.PROVED: {
-        SE.QUIT: (S.DONE, _FAREWELL),
-        SE.QEMU_GONE: (S.DONE, _FAREWELL),
-        SE.RUNNING: (S.PROVED, ()),
-        SE.CONNECTED: (S.PROVED, ()),
-        SE.CANCEL: (S.PROVED, (E.ANSWER_DECIDING,)),
-        SE.GIVE_UP: (S.PROVED, ()),
-        SE.NO_ANSWER: (S.PROVED, ()),
-        SE.STUCK: (S.PROVED, (E.REPORT_UNKNOWN,)),
+        SE.QUIT: _DONE,
+        SE.QEMU_GONE: _DONE,
+        SE.QEMU_COMPLETED: _stay(S.PROVED),
+        SE.RUNNING: _stay(S.PROVED),
+        SE.LOADED: _stay(S.PROVED),
+        SE.CONNECTED: _stay(S.PROVED, E.SEND_ASK),  # a new agent does not know when it ran
+        SE.CANCEL: _stay(S.PROVED, E.ANSWER_DECIDING),
+        SE.GIVE_UP: _stay(S.PROVED),
+        SE.NO_ANSWER: _stay(S.PROVED),
+        SE.CHECKED: _stay(S.PROVED),
+        SE.STUCK: _stay(S.PROVED, E.REPORT_UNKNOWN),
     },
     S.BACK: {
-        SE.RETURNED_HERE: (S.DONE, _FAREWELL),
-        SE.QEMU_GONE: (S.ENDED, _FAREWELL),
-        SE.QEMU_RUNS_ON: (S.BACK, ()),
-        SE.REFUSED: (S.BACK, ()),
-        SE.RETURNED: (S.BACK, ()),
-        SE.CONNECTED: (S.BACK, (E.SEND_REFUSE,)),
-        SE.CANCEL: (S.BACK, ()),
-        SE.GIVE_UP: (S.BACK, ()),
-        SE.NO_ANSWER: (S.BACK, ()),
-        SE.CHECKED: (S.BACK, ()),
-        SE.STUCK: (S.BACK, (E.REPORT_UNKNOWN,)),
+        SE.RETURNED_HERE: _RESTORED,
+        SE.QEMU_GONE: (S.ENDED, _OVER),
+        SE.QEMU_RUNS_ON: _stay(S.BACK),
+        SE.QEMU_COMPLETED: _stay(S.BACK),
+        SE.PRE_SWITCHOVER: _stay(S.BACK),
+        SE.REFUSED: _stay(S.BACK),
+        SE.RETURNED: _stay(S.BACK),
+        SE.LOADED: _stay(S.BACK, E.SEND_REFUSE),
+        # Only a person can have brought that about: it may be there twice.
+        SE.RUNNING: _stay(S.BACK, E.REPORT_UNKNOWN),
+        SE.LOST: _stay(S.BACK, E.REPORT_UNKNOWN),
+        SE.CONNECTED: _stay(S.BACK, E.SEND_REFUSE),
+        SE.CANCEL: _stay(S.BACK),
+        SE.GIVE_UP: _stay(S.BACK),
+        SE.NO_ANSWER: _stay(S.BACK),
+        SE.NO_RECORD: _stay(S.BACK),
+        SE.CHECKED: _stay(S.BACK),
+        SE.STUCK: _stay(S.BACK, E.REPORT_UNKNOWN),
+    },
+    S.RESTORED: {
+        SE.CONNECTED: _stay(S.RESTORED, E.SEND_FINISH),  # it may not have heard
+        SE.RUNNING: _stay(S.RESTORED, E.REPORT_UNKNOWN),
+        SE.LOST: _stay(S.RESTORED, E.REPORT_UNKNOWN),
+        SE.QEMU_GONE: _stay(S.RESTORED),
+        SE.QEMU_RUNS_ON: _stay(S.RESTORED),
+        SE.QEMU_COMPLETED: _stay(S.RESTORED),
+        SE.PRE_SWITCHOVER: _stay(S.RESTORED),
+        SE.REFUSED: _stay(S.RESTORED),
+        SE.RETURNED: _stay(S.RESTORED),
+        SE.LOADED: _stay(S.RESTORED, E.SEND_FINISH),
+        SE.CANCEL: _stay(S.RESTORED),
+        SE.GIVE_UP: _stay(S.RESTORED),
+        SE.NO_ANSWER: _stay(S.RESTORED),
+        SE.STUCK: _stay(S.RESTORED),
+        SE.CHECKED: _stay(S.RESTORED),
     },
     S.ENDED: {
-        SE.CONNECTED: (S.ENDED, ()),
-        SE.REFUSED: (S.ENDED, ()),
-        SE.CANCEL: (S.ENDED, ()),
-        SE.GIVE_UP: (S.ENDED, ()),
+        SE.CONNECTED: _stay(S.ENDED, E.SEND_FINISH),
+        SE.RUNNING: _stay(S.ENDED, E.REPORT_UNKNOWN),
+        SE.LOST: _stay(S.ENDED, E.REPORT_UNKNOWN),
+        SE.QEMU_GONE: _stay(S.ENDED),
+        SE.RETURNED_HERE: _stay(S.ENDED),
+        SE.REFUSED: _stay(S.ENDED),
+        SE.RETURNED: _stay(S.ENDED),
+        SE.LOADED: _stay(S.ENDED, E.SEND_FINISH),
+        SE.CANCEL: _stay(S.ENDED),
+        SE.GIVE_UP: _stay(S.ENDED),
+        SE.NO_ANSWER: _stay(S.ENDED),
+        SE.STUCK: _stay(S.ENDED),
+        SE.CHECKED: _stay(S.ENDED),
     },
     S.DONE: {
-        SE.CONNECTED: (S.DONE, (E.SEND_FINISH,)),  # it may not have heard
-        SE.RUNNING: (S.DONE, (E.SEND_FINISH,)),
-        SE.QEMU_GONE: (S.DONE, ()),
-        SE.REFUSED: (S.DONE, ()),
-        SE.RETURNED: (S.DONE, ()),
-        SE.CANCEL: (S.DONE, ()),
-        SE.GIVE_UP: (S.DONE, ()),
+        SE.CONNECTED: _stay(S.DONE, E.SEND_FINISH),
+        SE.RUNNING: _stay(S.DONE, E.SEND_FINISH),
+        SE.QEMU_GONE: _stay(S.DONE),
+        SE.QUIT: _stay(S.DONE),
+        SE.LOADED: _stay(S.DONE),
+        SE.CANCEL: _stay(S.DONE),
+        SE.GIVE_UP: _stay(S.DONE),
+        SE.NO_ANSWER: _stay(S.DONE),
+        SE.STUCK: _stay(S.DONE),
+        SE.CHECKED: _stay(S.DONE),
     },
 }
 
@@ -278,69 +376,98 @@ _REFUSE: tuple[StrEnum, Effects] = (
     (Write(R.REFUSED), E.ANSWER_REFUSED, E.QUIT_QEMU, E.CLEAN),
 )
 
+_RUNNING: tuple[StrEnum, Effects] = (
+    D.RUNNING,
+    (E.ANNOUNCE, Write(R.RUNNING), E.ANSWER_RUNNING),
+)
+_RETURNED: tuple[StrEnum, Effects] = (
+    D.RETURNED,
+    (Write(R.RETURNED), E.ANSWER_RETURNED, E.QUIT_QEMU, E.CLEAN),
+)
+_LOST: tuple[StrEnum, Effects] = (D.LOST, (E.ANSWER_LOST, E.REPORT_UNKNOWN))
+
 DESTINATION: dict[Destination, Row] = {
     D.PREPARED: {
         DE.GO: (D.DECIDING, (E.LOOK,)),
-        DE.ASK: (D.PREPARED, (E.ANSWER_LOADED,)),
+        DE.ASK: _stay(D.PREPARED, E.ANSWER_LOADED),
         DE.REFUSE: _REFUSE,
         DE.QEMU_GONE: _REFUSE,
+        # The source is at its end and never sent GO: its REFUSE was lost.
+        DE.FINISH: (D.REFUSED, (Write(R.REFUSED), E.QUIT_QEMU, E.CLEAN, E.END)),
     },
     D.DECIDING: {
         DE.LOOKS_LOADED: (D.GO, (Write(R.GO), E.RUN)),
         DE.LOOKS_UNFIT: _REFUSE,
         DE.QEMU_GONE: _REFUSE,
-        DE.GO: (D.DECIDING, ()),
-        DE.REFUSE: (D.DECIDING, ()),
+        DE.GO: _stay(D.DECIDING),
+        DE.ASK: _stay(D.DECIDING),
+        DE.REFUSE: _stay(D.DECIDING),
     },
     D.GO: {
-        DE.RUNS: (D.RUNNING, (E.ANNOUNCE, Write(R.RUNNING), E.ANSWER_RUNNING)),
-        DE.CONT_REFUSED: (
-            D.RETURNED,
-            (Write(R.RETURNED), E.ANSWER_RETURNED, E.QUIT_QEMU, E.CLEAN),
-        ),
-        DE.CONT_UNKNOWN: (D.GO, (E.REPORT_UNKNOWN,)),
-        DE.QEMU_GONE: (D.LOST, (E.ANSWER_LOST, E.REPORT_UNKNOWN)),
-        DE.GO: (D.GO, ()),
-        DE.ASK: (D.GO, ()),
-        DE.REFUSE: (D.GO, ()),
+        DE.RUNS: _RUNNING,
+        # The first cont after LOOK: QEMU refuses before anything runs (qmp_cont).
+        DE.CONT_REFUSED: _RETURNED,
+        DE.CONT_UNKNOWN: _stay(D.GO, E.REPORT_UNKNOWN),
+        DE.QEMU_GONE: _LOST,
+        DE.GO: _stay(D.GO),
+        DE.ASK: _stay(D.GO),
+        DE.REFUSE: _stay(D.GO),
+    },
+    D.GO_AGAIN: {
+        DE.RUNS: _RUNNING,
+        # It may have run, shut itself down or panicked, and refuse for that: no proof of anything.
+        DE.CONT_REFUSED: _stay(D.GO_AGAIN, E.REPORT_UNKNOWN),
+        DE.CONT_UNKNOWN: _stay(D.GO_AGAIN, E.REPORT_UNKNOWN),
+        DE.QEMU_GONE: _LOST,
+        DE.GO: _stay(D.GO_AGAIN),
+        DE.ASK: _stay(D.GO_AGAIN),
+        DE.REFUSE: _stay(D.GO_AGAIN),
     },
     D.RUNNING: {
-        DE.GO: (D.RUNNING, (E.ANSWER_RUNNING,)),
-        DE.ASK: (D.RUNNING, (E.ANSWER_RUNNING,)),
+        DE.GO: _stay(D.RUNNING, E.ANSWER_RUNNING),
+        DE.ASK: _stay(D.RUNNING, E.ANSWER_RUNNING),
         DE.FINISH: (D.DONE, (Write(R.DONE), E.END)),
-        DE.QEMU_GONE: (D.RUNNING, ()),  # the guest's own end, after the handover
-        DE.REFUSE: (D.RUNNING, (E.ANSWER_RUNNING,)),
-        DE.RUNS: (D.RUNNING, ()),
+        DE.QEMU_GONE: _stay(D.RUNNING),  # the guest's own end, after the handover
+        DE.REFUSE: _stay(D.RUNNING, E.ANSWER_RUNNING),
+        DE.RUNS: _stay(D.RUNNING),
+        DE.CONT_REFUSED: _stay(D.RUNNING),
+        DE.CONT_UNKNOWN: _stay(D.RUNNING),
     },
     D.REFUSED: {
-        DE.GO: (D.REFUSED, (E.ANSWER_REFUSED,)),
-        DE.ASK: (D.REFUSED, (E.ANSWER_REFUSED,)),
-        DE.REFUSE: (D.REFUSED, (E.ANSWER_REFUSED,)),
-        DE.QEMU_GONE: (D.REFUSED, ()),
-        DE.LOOKS_LOADED: (D.REFUSED, ()),
-        DE.LOOKS_UNFIT: (D.REFUSED, ()),
-        DE.FINISH: (D.REFUSED, (E.END,)),  # the source knows: nobody will ask again
+        DE.GO: _stay(D.REFUSED, E.ANSWER_REFUSED),
+        DE.ASK: _stay(D.REFUSED, E.ANSWER_REFUSED),
+        DE.REFUSE: _stay(D.REFUSED, E.ANSWER_REFUSED),
+        DE.QEMU_GONE: _stay(D.REFUSED),
+        DE.LOOKS_LOADED: _stay(D.REFUSED),
+        DE.LOOKS_UNFIT: _stay(D.REFUSED),
+        DE.FINISH: _stay(D.REFUSED, E.END),  # the source knows: nobody will ask again
     },
     D.RETURNED: {
-        DE.GO: (D.RETURNED, (E.ANSWER_RETURNED,)),
-        DE.ASK: (D.RETURNED, (E.ANSWER_RETURNED,)),
-        DE.REFUSE: (D.RETURNED, (E.ANSWER_RETURNED,)),
-        DE.QEMU_GONE: (D.RETURNED, ()),
-        DE.FINISH: (D.RETURNED, (E.END,)),
+        DE.GO: _stay(D.RETURNED, E.ANSWER_RETURNED),
+        DE.ASK: _stay(D.RETURNED, E.ANSWER_RETURNED),
+        DE.REFUSE: _stay(D.RETURNED, E.ANSWER_RETURNED),
+        DE.QEMU_GONE: _stay(D.RETURNED),
+        DE.FINISH: _stay(D.RETURNED, E.END),
     },
     D.LOST: {
-        DE.GO: (D.LOST, (E.ANSWER_LOST,)),
-        DE.ASK: (D.LOST, (E.ANSWER_LOST,)),
-        DE.REFUSE: (D.LOST, (E.ANSWER_LOST,)),
-        DE.CONT_UNKNOWN: (D.LOST, ()),
-        DE.FINISH: (D.LOST, (E.END,)),
+        DE.GO: _stay(D.LOST, E.ANSWER_LOST),
+        DE.ASK: _stay(D.LOST, E.ANSWER_LOST),
+        DE.REFUSE: _stay(D.LOST, E.ANSWER_LOST),
+        DE.CONT_UNKNOWN: _stay(D.LOST),
+        DE.CONT_REFUSED: _stay(D.LOST),
+        DE.RUNS: _stay(D.LOST),  # seen before it died
+        DE.QEMU_GONE: _stay(D.LOST),
+        DE.FINISH: _stay(D.LOST, E.END),
     },
     D.DONE: {
-        DE.GO: (D.DONE, (E.ANSWER_RUNNING,)),
-        DE.ASK: (D.DONE, (E.ANSWER_RUNNING,)),
-        DE.FINISH: (D.DONE, ()),
-        DE.REFUSE: (D.DONE, (E.ANSWER_RUNNING,)),
-        DE.QEMU_GONE: (D.DONE, ()),
+        DE.GO: _stay(D.DONE, E.ANSWER_RUNNING),
+        DE.ASK: _stay(D.DONE, E.ANSWER_RUNNING),
+        DE.FINISH: _stay(D.DONE),
+        DE.REFUSE: _stay(D.DONE, E.ANSWER_RUNNING),
+        DE.QEMU_GONE: _stay(D.DONE),
+        DE.RUNS: _stay(D.DONE),
+        DE.CONT_REFUSED: _stay(D.DONE),
+        DE.CONT_UNKNOWN: _stay(D.DONE),
     },
 }
 

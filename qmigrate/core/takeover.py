@@ -19,6 +19,17 @@ from qmigrate.core.handover import (
 )
 from qmigrate.core.model import RUNS, RunState
 
+# Where only a guest can be that has run, if it was to be run at all.
+HAS_RUN = frozenset(
+    (
+        RunState.SHUTDOWN,
+        RunState.GUEST_PANICKED,
+        RunState.IO_ERROR,
+        RunState.INTERNAL_ERROR,
+        RunState.WATCHDOG,
+    )
+)
+
 
 class Look(StrEnum):
     """What a new agent sees of its QEMU."""
@@ -44,31 +55,42 @@ def source_after(record: Record, look: Look) -> tuple[Source, Effects]:
                 case Look.MIGRATING:
                     return source_step(Source.COPYING, SourceEvent.GIVE_UP)
                 case Look.DECIDING:
-                    return (
-                        Source.SWITCHING if record is Record.SWITCHING else Source.CANCELLING
-                    ), ()
+                    # The agent before may have given migrate_cancel on either way here.
+                    switched = record is Record.SWITCHING
+                    return (Source.RECALLING if switched else Source.CANCELLING), ()
                 case Look.COMPLETED:
                     return Source.LEFT, (Effect.SEND_ASK,)
                 case Look.GONE:
-                    before = Source.PREPARED if record is Record.PREPARED else Source.SWITCHING
+                    # Nobody watched it end after migrate-continue: it may have run on before.
+                    before = Source.PREPARED if record is Record.PREPARED else Source.RECALLING
                     return source_step(before, SourceEvent.QEMU_GONE)
         case Record.AWAY:
             return Source.AWAY, (Effect.SEND_GO,)
         case Record.PROVED:
             return Source.PROVED, (Effect.QUIT_QEMU,)
         case Record.BACK:
+            if look is Look.GONE:
+                _, effects = source_step(Source.BACK, SourceEvent.QEMU_GONE)
+                return Source.ENDED, (Effect.SEND_REFUSE, *effects)
             return Source.BACK, (Effect.SEND_REFUSE, Effect.RETURN_GUEST)
+        case Record.RESTORED:
+            return Source.RESTORED, (Effect.SEND_FINISH, Effect.END)
+        case Record.ENDED:
+            return Source.ENDED, (Effect.SEND_FINISH, Effect.END)
         case Record.DONE:
-            return Source.DONE, (Effect.END,)
+            return Source.DONE, (Effect.SEND_FINISH, Effect.END)
         case _:
             raise ImpossibleEventError(f"a source's journal cannot say {record}")
 
 
-def destination_after(record: Record, look: Look, state: RunState) -> tuple[Destination, Effects]:
+def destination_after(
+    record: Record, look: Look, state: RunState, *, run_it: bool = True
+) -> tuple[Destination, Effects]:
     """Return where a destination's new agent begins, from its journal and its QEMU.
 
-    Under GO the right is here: a guest that still waits is run, one that runs is proved, and one
-    that has gone may have run: LOST.
+    Under GO the right is here: a guest that still waits is run, one that runs or is in a state that
+    only running leads to is proved, and one that has gone may have run: LOST. `run_it`: the guest
+    is to be continued, rather than stay as it was.
     """
     match record:
         case Record.PREPARED:
@@ -78,9 +100,9 @@ def destination_after(record: Record, look: Look, state: RunState) -> tuple[Dest
         case Record.GO:
             if look is Look.GONE:
                 return destination_step(Destination.GO, DestinationEvent.QEMU_GONE)
-            if state in RUNS:
-                return destination_step(Destination.GO, DestinationEvent.RUNS)
-            return Destination.GO, (Effect.RUN,)
+            if state in RUNS or (run_it and state in HAS_RUN):
+                return destination_step(Destination.GO_AGAIN, DestinationEvent.RUNS)
+            return Destination.GO_AGAIN, (Effect.RUN,)
         case Record.RUNNING:
             return Destination.RUNNING, (Effect.ANSWER_RUNNING,)
         case Record.REFUSED:
