@@ -144,7 +144,8 @@ def _detail(seen: Process, line: CommandLine, guest: Guest, told: _Told) -> Gues
     )
     targets = ((fd, process.descriptor_target(seen.pid, fd)) for fd in descriptors_of(line))
     return GuestDetail(
-        guest=guest,
+        # Whole, for the twin: a listing's argv has its secrets blacked and its -readconfig unread.
+        guest=replace(guest, argv=line.render()),
         process=process.process_facts(seen.pid),
         shape=told.shape,
         blocked_reasons=told.blocked,
