@@ -120,11 +120,17 @@ class SourceAgent(JobAgent):
 
     async def _open(self) -> None:
         """Take hold of the guest; what fails here is the job's problem, and nothing was touched."""
-        self.record(Record.PREPARED, pid=self.guest.pid, start_ticks=self.guest.start_ticks)
+        # With all that a next agent needs to look: what it cannot look at it takes for gone.
+        self.record(
+            Record.PREPARED,
+            pid=self.guest.pid,
+            start_ticks=self.guest.start_ticks,
+            monitor=self.guest.monitor,
+        )
         try:
             await self._hold(self.guest.pid, self.guest.start_ticks, self.guest.monitor)
             self.had = await self.qemu.qemu.status()
-            self.record(Record.PREPARED, monitor=self.guest.monitor)
+            self.record(Record.PREPARED)
             await self.fault("at prepare")
         except QmigrateError as exc:
             self.post(SE.GIVE_UP, exc.problem)
@@ -265,7 +271,7 @@ class SourceAgent(JobAgent):
                 self.stop_us = None
                 if self.state in (S.PREPARED, S.COPYING):
                     self.had = RunState.RUNNING
-            case ShutdownEvent():
+            case ShutdownEvent() if self.state is not S.PROVED:  # then it is our own quit
                 self.guest_events.append(f"shut down: {event.reason}")
             case ResetEvent():
                 self.guest_events.append(f"was reset: {event.reason}")
