@@ -275,6 +275,8 @@ class Site:
         pipe = subprocess.PIPE
         process = self.lab.popen(host, argv, stdout=subprocess.DEVNULL, stderr=pipe)
         self._own(process)
+        if "-daemonize" in argv:
+            process.wait(ANSWER_DEADLINE_S)  # its child lives on
         done = self.lab.run(host, ["python3", "-c", _GREETED, monitor], check=False)
         if done.returncode:
             process.kill()
