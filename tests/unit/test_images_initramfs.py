@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -31,6 +32,7 @@ MODULES = {
 }
 
 
+@pytest.mark.skipif(not shutil.which("cpio"), reason="cpio is not installed")
 def test_an_archive_is_what_cpio_reads(tmp_path: Path) -> None:
     archive = pack(
         [Entry("bin", 0o40755), Entry("bin/a", 0o100755, b"12345"), Entry("b", 0o100600)]
