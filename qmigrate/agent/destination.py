@@ -111,20 +111,25 @@ class DestinationAgent(JobAgent):
         try:
             owner = twin.account(self.plan.twin)
             self.taps = await twin.make_taps(self.rtnl, self.plan.twin, owner, self._made)
-            started = twin.start(self.plan.twin, owner, self.taps, self.log, self._made)
-            self.record(
-                Record.PREPARED,
-                pid=started.pid,
-                start_ticks=started.start_ticks,
-                monitor=started.monitor,
-            )
-            await self.fault("at prepare")
+            with twin.start(self.plan.twin, owner, self.taps, self.log, self._made) as started:
+                await self.fault("at start")
+                self.record(
+                    Record.PREPARED,
+                    pid=started.pid,
+                    start_ticks=started.start_ticks,
+                    monitor=started.monitor,
+                )
             await self._hold(started, self.spec.patience.start_s)
+            await self.fault("at prepare")
         except (QmigrateError, OSError) as exc:
             self.complain()
-            what = exc.problem if isinstance(exc, QmigrateError) else None
+            problem = exc.problem if isinstance(exc, QmigrateError) else None
             self._unstarted = True
-            self._fail(what or self.trouble("host", str(exc)))
+            if self.qemu is not None and self.qemu.has_ended():  # why it does not answer
+                problem = self.trouble(
+                    "host", "the destination's QEMU ended as soon as it was started"
+                )
+            self._fail(problem or self.trouble("host", str(exc)))
 
     def _fail(self, problem: Problem) -> None:
         words = twin.last_words(self.log)

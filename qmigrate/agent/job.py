@@ -31,7 +31,13 @@ from qmigrate.agent import peer
 from qmigrate.agent.journal import VERSION, Entry, Journal
 from qmigrate.agent.places import JobPlaces
 from qmigrate.agent.protocol import codec
-from qmigrate.core.errors import LinkBrokenError, Problem, ProtocolError, QmigrateError
+from qmigrate.core.errors import (
+    GuestEndedError,
+    LinkBrokenError,
+    Problem,
+    ProtocolError,
+    QmigrateError,
+)
 from qmigrate.core.handover import Effect, ImpossibleEventError, Record, Write
 from qmigrate.core.job import JobNote, JobReport, JobSpec, Mark
 from qmigrate.core.model import Address, RunState, Side
@@ -102,7 +108,9 @@ class JobAgent(ABC):
                 event, problem = await self._inbox.receive()
             if problem is not None:
                 self.say(f"{event}: {problem.what}" + _words(problem))
-                self.problem = self.problem or problem
+                # A guest's own end explains whatever was seen of it before.
+                if self.problem is None or problem.code == GuestEndedError.code:
+                    self.problem = problem
             try:
                 following, effects = self.step(event)
             except ImpossibleEventError as exc:

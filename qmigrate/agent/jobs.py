@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -30,7 +31,7 @@ from qmigrate.agent.protocol import (
     structure_untrusted,
 )
 from qmigrate.agent.server import AgentContext
-from qmigrate.core.errors import HostError
+from qmigrate.core.errors import AgentLostError, HostError
 from qmigrate.core.job import JobReport, JobSpec
 
 LOG_TAIL_BYTES = 256 * 1024  # of each file; more does not fit into a line
@@ -126,7 +127,7 @@ async def watch_job(ctx: AgentContext, request: WatchJob) -> JobReport:
     places = JobPlaces(checked_id(request.job))
     if places.door.exists():
         try:
-            report: JobReport = await ask(places.door, request, ctx)
+            report: JobReport = await _ask_until_answered(places, request, ctx)
         except HostError:
             if (ended := _kept_report(places)) is not None:
                 return ended
@@ -141,6 +142,20 @@ async def watch_job(ctx: AgentContext, request: WatchJob) -> JobReport:
     return ended
 
 
+async def _ask_until_answered(places: JobPlaces, request: Any, ctx: AgentContext) -> Any:
+    """Return the answer of the job's agent, or of the one that its guardian starts next.
+
+    The guardian keeps the door open meanwhile, so asking again waits until somebody answers.
+    Raises `HostError` once there is no door any more.
+    """
+    while True:
+        try:
+            return await ask(places.door, request, ctx)
+        except AgentLostError:
+            if not places.door.exists():
+                raise
+
+
 def _kept_report(places: JobPlaces) -> JobReport | None:
     try:
         text = Path(places.logs, "report.json").read_bytes()
@@ -151,7 +166,7 @@ def _kept_report(places: JobPlaces) -> JobReport | None:
 
 async def relay(ctx: AgentContext, request: PointJob | SetJob | CancelJob) -> Done:
     """Hand a request to the job's own agent."""
-    answer: Done = await ask(JobPlaces(checked_id(request.job)).door, request, ctx)
+    answer: Done = await _ask_until_answered(JobPlaces(checked_id(request.job)), request, ctx)
     return answer
 
 

@@ -33,6 +33,9 @@ def main() -> None:
         os.setresgid(launch["gid"], launch["gid"], launch["gid"])
         os.setresuid(launch["uid"], launch["uid"], launch["uid"])
         os.chdir(launch["cwd"])
+        if not os.read(launch["gate"], 1):  # whoever started us died before it had written us down
+            sys.exit(126)
+        os.close(launch["gate"])
         os.execve(launch["executable"], launch["argv"], launch["environment"])  # noqa: S606
     except (OSError, ValueError) as exc:
         sys.stderr.write(f"the twin cannot be started: {exc}\n")

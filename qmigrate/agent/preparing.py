@@ -60,6 +60,7 @@ class Preparation:
             await self._join()
             agent.post(SourceEvent.START)
         except QmigrateError as exc:
+            exc.at(phase="prepare", host=agent.spec.peer_host)
             agent.post(SourceEvent.GIVE_UP, exc.problem)
 
     async def _within(self, deadline_s: float, event: trio.Event, what: str) -> None:

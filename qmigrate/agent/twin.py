@@ -15,7 +15,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,15 +102,18 @@ def _tap_spec(plan: TapPlan, alias: str, owner: Account) -> TapSpec:
     )
 
 
+@contextmanager
 def start(
     plan: TwinPlan,
     owner: Account,
     taps: tuple[tuple[str, Tap], ...],
     log: Path,
     made: Callable[[str], None],
-) -> Twin:
-    """Start QEMU as `launch.py` does; return at once, its monitor will greet when it is up.
+) -> Iterator[Twin]:
+    """Make a process that becomes QEMU, as `launch.py` does, once the block has been left.
 
+    The block is for writing down which process it is: were it left by an error, or by SIGKILL, the
+    process ends and there was never a QEMU that nobody knows of. Its monitor greets when it is up.
     Raises `HostError` if the socket or the process cannot be made.
     """
     directory = guest_directory(plan.tag, uid=owner.uid, gid=owner.gid)
@@ -123,9 +127,17 @@ def start(
         tokens |= {tap_token(netdev): tap.name for netdev, tap in taps}
         argv = [_filled(word, tokens) for word in plan.argv]
         made(f"process {path}")
-        pid = _spawn(plan, owner, argv, keep=listener.fileno(), log=log)
-    pidfd = os.pidfd_open(pid)
-    return Twin(pid, pidfd, start_ticks(pid), str(path))
+        waits, gate = os.pipe2(os.O_CLOEXEC)
+        try:
+            pid = _spawn(plan, owner, argv, keep=(listener.fileno(), waits), log=log)
+            os.close(waits)
+            waits = -1
+            yield Twin(pid, os.pidfd_open(pid), start_ticks(pid), str(path))
+            os.write(gate, b"!")
+        finally:
+            for end in (waits, gate):
+                if end >= 0:
+                    os.close(end)
 
 
 def _filled(word: str, tokens: dict[str, str]) -> str:
@@ -134,7 +146,11 @@ def _filled(word: str, tokens: dict[str, str]) -> str:
     return word
 
 
-def _spawn(plan: TwinPlan, owner: Account, argv: list[str], *, keep: int, log: Path) -> int:
+def _spawn(
+    plan: TwinPlan, owner: Account, argv: list[str], *, keep: tuple[int, int], log: Path
+) -> int:
+    """Start `launch.py`; it keeps the monitor's socket, and waits for a byte from a pipe."""
+    monitor, gate = keep
     launch = {
         "executable": plan.executable,
         "argv": argv,
@@ -146,7 +162,8 @@ def _spawn(plan: TwinPlan, owner: Account, argv: list[str], *, keep: int, log: P
         "umask": plan.process.umask,
         "limits": [list(limit) for limit in plan.process.limits],
         "oom_score_adj": plan.process.oom_score_adj,
-        "keep": [keep],
+        "keep": [monitor],
+        "gate": gate,
     }
     script = Path(__file__).with_name("launch.py")
     told = os.memfd_create("qmigrate-launch", os.MFD_CLOEXEC)
@@ -159,7 +176,7 @@ def _spawn(plan: TwinPlan, owner: Account, argv: list[str], *, keep: int, log: P
                 stdin=subprocess.DEVNULL,
                 stdout=words,
                 stderr=words,
-                pass_fds=(told, keep),
+                pass_fds=(told, monitor, gate),
             )
     finally:
         os.close(told)

@@ -214,7 +214,7 @@ async def run(context: Context, args: argparse.Namespace) -> int:
                 findings = error.findings
         if done is None:
             done = Result(
-                job=None,
+                job=view.job,
                 guest=wish.guest,
                 source=move.plan.source.name if move.plan else None,
                 destination=wish.destination.name,

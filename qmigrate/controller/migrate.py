@@ -128,10 +128,10 @@ class Move:
 
     async def _move(self, plan: Plan, keys: JobKeys, source: Agent, destination: Agent) -> Result:
         self.view.started(plan.job)
-        there = await destination.call(
-            StartJob(destination_spec(plan, keys)), deadline_s=START_DEADLINE_S
-        )
         try:
+            there = await destination.call(
+                StartJob(destination_spec(plan, keys)), deadline_s=START_DEADLINE_S
+            )
             here = await source.call(
                 StartJob(source_spec(plan, keys, there.addresses)), deadline_s=START_DEADLINE_S
             )

@@ -13,7 +13,8 @@ from qmigrate.core.model import Side
 ACTIONS = ("kill", "stop", "hang")  # SIGKILL, SIGSTOP; the reader of the inbox waits for ever
 
 AT = (
-    "at prepare",  # source: the journal says prepared; destination: its QEMU was just started
+    "at start",  # destination: a process was made for QEMU, the journal does not say so yet
+    "at prepare",  # source: the journal says prepared; destination: its QEMU greets
     "at loading",  # destination: QEMU is about to be told to load
     "at pre-switchover",  # source: QEMU's event, not acted upon yet
     "at completed",  # source: QEMU's event, not acted upon yet

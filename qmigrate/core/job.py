@@ -59,7 +59,9 @@ class Patience:
     """How long a job waits for what may never come, in seconds; each has an end of its own."""
 
     link_s: float = 10.0  # for both agents to find each other: several addresses, either direction
-    link_grace_s: float = 2.0  # for a broken link to come back while the guest still runs here
+    # For a broken link to come back while the guest still runs here; an agent that is started anew
+    # takes half a second, and then dials the source only after the source has had its chance.
+    link_grace_s: float = 6.0
     monitor_s: float = 5.0  # for the guest's monitor to greet
     start_s: float = 30.0  # from exec to the twin's greeting: it may allocate and clear gigabytes
     twin_s: float = 40.0  # for the link and the destination's word: it may still be starting QEMU
@@ -80,7 +82,7 @@ class Patience:
 # For tests, where what is waited for is known not to come. Starting QEMU keeps its time.
 SHORT_PATIENCE = Patience(
     link_s=4.0,
-    link_grace_s=2.0,
+    link_grace_s=4.0,
     twin_s=10.0,
     loading_s=4.0,
     data_s=4.0,

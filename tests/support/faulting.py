@@ -42,6 +42,11 @@ class Ran:
     from_s: float
     to_s: float
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether it runs now."""
+        return self.to_s == math.inf
+
 
 @dataclass(slots=True)
 class Faulty:
@@ -63,7 +68,10 @@ class Faulty:
         faults = [word for point in points for word in ("--fault", point)]
         words = ("migrate", name, "beta", "--from", "alpha", "--impatient", "--json")
         moving = self.site.begin(*words, *faults, *options)
-        job = moving.until(lambda line: job_of(line) is not None)
+        try:
+            job = moving.until(lambda line: job_of(line) is not None)
+        except AssertionError:
+            raise AssertionError(f"no job was begun: {moving.finish()}") from None
         return Struck(self, moving, job_of(job) or "")
 
     def ran(self) -> list[Ran]:
