@@ -30,11 +30,11 @@ def _words(text: str) -> frozenset[str]:
 # those that older versions knew (7.2, the oldest that a supported distribution ships, and before).
 FLAGS = _words(
     """
-    S daemonize enable-kvm enable-sync-profile full-screen h help jitdump mem-prealloc no-fd-
-    bootchk no-reboot no-shutdown no-user-config nodefaults nographic old-param only-migratable
-    perfmap preconfig s semihosting snapshot usb version win2k-hack xen-attach xen-domid-
-    restrict alt-grab async-teardown audio-help ctrl-grab curses enable-fips enable-hax hax no-
-    acpi no-frame no-hpet no-kvm no-kvm-irqchip no-kvm-pit no-kvm-pit-reinjection no-quit
+    S daemonize enable-kvm enable-sync-profile full-screen h help jitdump mem-prealloc
+    no-fd-bootchk no-reboot no-shutdown no-user-config nodefaults nographic old-param
+    only-migratable perfmap preconfig s semihosting snapshot usb version win2k-hack xen-attach
+    xen-domid-restrict alt-grab async-teardown audio-help ctrl-grab curses enable-fips
+    enable-hax hax no-acpi no-frame no-hpet no-kvm no-kvm-irqchip no-kvm-pit no-kvm-pit-reinjection no-quit
     nodefconfig nouserconfig portrait sdl show-cursor singlestep tdf xen-create
     """
 )
@@ -46,8 +46,8 @@ VALUED = _words(
     compat cpu d debugcon device dfilter display drive dtb dump-vmstate echr fda fdb fsdev
     fw_cfg g gdb global hda hdb hdc hdd icount incoming initrd iscsi k kernel loadvm m machine M
     mem-path mon monitor msg mtdblock name net netdev nic numa object option-rom overcommit
-    parallel pflash pidfile plugin prom-env qmp qmp-pretty qtest qtest-log readconfig rtc run-
-    with sandbox sd seed semihosting-config serial set shim smbios smp spice tpmdev trace
+    parallel pflash pidfile plugin prom-env qmp qmp-pretty qtest qtest-log readconfig rtc
+    run-with sandbox sd seed semihosting-config serial set shim smbios smp spice tpmdev trace
     usbdevice uuid vga virtfs vnc watchdog-action xen-domid chroot runas tb-size soundhw
     watchdog writeconfig bt id
     """
