@@ -34,7 +34,8 @@ FLAGS = _words(
     no-fd-bootchk no-reboot no-shutdown no-user-config nodefaults nographic old-param
     only-migratable perfmap preconfig s semihosting snapshot usb version win2k-hack xen-attach
     xen-domid-restrict alt-grab async-teardown audio-help ctrl-grab curses enable-fips
-    enable-hax hax no-acpi no-frame no-hpet no-kvm no-kvm-irqchip no-kvm-pit no-kvm-pit-reinjection no-quit
+    enable-hax hax no-acpi no-frame no-hpet
+    no-kvm no-kvm-irqchip no-kvm-pit no-kvm-pit-reinjection no-quit
     nodefconfig nouserconfig portrait sdl show-cursor singlestep tdf xen-create
     """
 )

@@ -8,8 +8,8 @@ rule's findings into warnings, where that can be wished for at all.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from qmigrate.core.images import ImageEvidence, judge
 from qmigrate.core.model import (
-    Disk,
     Finding,
     Guest,
     GuestDetail,
@@ -34,19 +34,6 @@ MOVABLE = frozenset(
         RunState.GUEST_PANICKED,
     )
 )
-
-
-@dataclass(frozen=True, slots=True)
-class ImageEvidence:
-    """An image or file as both hosts see it; None: not there, or could not be asked."""
-
-    path: str
-    writable: bool
-    source_size_bytes: int | None
-    destination_size_bytes: int | None
-    shared: bool | None  # a nonce left beside it on one host was seen on the other
-    same_identity: bool | None  # inode or device serial agree
-    problem: str | None = None  # why something could not be asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +100,24 @@ def monitor(facts: Facts) -> Findings:
 def guest_state(facts: Facts) -> Findings:
     """The guest is in a state that can travel."""
     state = facts.guest.state
-    if state is not None and state not in MOVABLE:
+    if state is None and facts.guest.monitor and not facts.guest.monitor_problem:
+        yield Finding(
+            "guest-state",
+            Severity.UNKNOWN,
+            facts.source_name,
+            "the guest's state is not known",
+            "look at it: qmigrate list",
+        )
+    elif state is RunState.POSTMIGRATE:
+        yield Finding(
+            "guest-state",
+            Severity.BLOCKER,
+            facts.source_name,
+            "the guest was already moved away by somebody, and this is what was left behind "
+            "(state postmigrate)",
+            "find out where it runs; if nowhere, continue this copy, then move it",
+        )
+    elif state is not None and state not in MOVABLE:
         yield Finding(
             "guest-state",
             Severity.BLOCKER,
@@ -270,7 +274,15 @@ def run_space(facts: Facts) -> Findings:
         (facts.source_name, facts.source),
         (facts.destination_name, facts.destination),
     ):
-        if host.run_free_bytes is not None and host.run_free_bytes < RUN_NEEDED_BYTES:
+        if host.run_free_bytes is None:
+            yield Finding(
+                "run-full",
+                Severity.UNKNOWN,
+                name,
+                "how much space /run has is not known",
+                "look at it: df /run",
+            )
+        elif host.run_free_bytes < RUN_NEEDED_BYTES:
             yield Finding(
                 "run-full",
                 Severity.BLOCKER,
@@ -349,13 +361,21 @@ def _machine(facts: Facts) -> Findings:
 
 def _accelerator(facts: Facts) -> Findings:
     wanted = facts.guest.accelerator
-    if wanted is not None and wanted not in facts.destination.accelerators:
+    if wanted is None or not facts.destination.accelerators:
+        yield Finding(
+            "accelerator-missing",
+            Severity.UNKNOWN,
+            facts.destination_name,
+            "whether the guest's accelerator works there is not known",
+            "ask qemu-system-x86_64 -accel help there",
+        )
+    elif wanted not in facts.destination.accelerators:
         yield Finding(
             "accelerator-missing",
             Severity.BLOCKER,
             facts.destination_name,
             f"the guest runs under {wanted}, which does not work there "
-            f"(what does: {', '.join(facts.destination.accelerators) or 'unknown'})",
+            f"(what does: {', '.join(facts.destination.accelerators)})",
             "enable it there, or name another destination",
         )
 
@@ -367,62 +387,23 @@ def _version(text: str | None) -> tuple[int, int] | None:
     return int(numbers[0]), int(numbers[1])
 
 
+def unlocked(facts: Facts) -> Findings:
+    """Image locks, the last fence against a second copy, are on."""
+    for disk in facts.guest.disks:
+        if disk.share_rw and not disk.read_only:
+            yield Finding(
+                "share-rw",
+                Severity.WARNING,
+                facts.source_name,
+                f"{disk.path or disk.device} is open to other writers (share-rw=on): no lock of "
+                "QEMU's would stop a second copy that somebody starts by hand",
+                "start the guest without share-rw, unless a cluster file system needs it",
+            )
+
+
 def images(facts: Facts) -> Findings:
-    """Writable images are the same file on both hosts; the others are there, and as long."""
-    for image in facts.images:
-        if image.problem is not None:
-            rule = "disk-not-shared" if image.writable else "image-missing"
-            yield Finding(
-                rule,
-                Severity.UNKNOWN,
-                facts.destination_name,
-                f"{image.path} could not be looked at: {image.problem}",
-                "make it readable for root on both hosts",
-            )
-        elif image.destination_size_bytes is None:
-            rule = "disk-not-shared" if image.writable else "image-missing"
-            yield Finding(
-                rule,
-                Severity.BLOCKER,
-                facts.destination_name,
-                f"{image.path} is not there",
-                "put images on storage that both hosts mount at the same path"
-                if image.writable
-                else "copy it there",
-            )
-        elif image.writable:
-            yield from _shared(facts, image)
-        elif image.source_size_bytes != image.destination_size_bytes:
-            yield Finding(
-                "image-missing",
-                Severity.BLOCKER,
-                facts.destination_name,
-                f"{image.path} has {image.destination_size_bytes} bytes there, "
-                f"{image.source_size_bytes} on the source",
-                "copy it there again",
-            )
-
-
-def _shared(facts: Facts, image: ImageEvidence) -> Findings:
-    if (
-        image.shared
-        and image.same_identity
-        and (image.source_size_bytes == image.destination_size_bytes)
-    ):
-        return
-    if image.shared is None or image.same_identity is None:
-        why, severity = "that could not be proved", Severity.UNKNOWN
-    elif not image.shared:
-        why, severity = "a file left beside it is not seen there", Severity.BLOCKER
-    else:
-        why, severity = "it is another file there (size or inode differ)", Severity.BLOCKER
-    yield Finding(
-        "disk-not-shared",
-        severity,
-        facts.destination_name,
-        f"the guest writes to {image.path}, and both hosts must have the same file: {why}",
-        "put it on storage that both hosts mount; local disks cannot be moved yet",
-    )
+    """See `core.images`."""
+    return judge(facts.images, host=facts.destination_name)
 
 
 RULES: tuple[Rule, ...] = (
@@ -440,6 +421,7 @@ RULES: tuple[Rule, ...] = (
     memory,
     run_space,
     qemu,
+    unlocked,
     images,
 )
 
@@ -452,7 +434,8 @@ NAMES = frozenset(
     """
     same-host architecture monitor guest-state in-job already-there qemu-blocks hot-plugged
     supervised account-missing bridge-missing memory-short run-full qemu-missing qemu-too-old
-    qemu-older machine-missing accelerator-missing disk-not-shared image-missing unmappable
+    qemu-older machine-missing accelerator-missing disk-not-shared image-missing share-rw
+    unmappable
     """.split()  # noqa: SIM905 - as in core/argv
 )
 
@@ -477,8 +460,3 @@ def _forced(finding: Finding, force: frozenset[str]) -> Finding:
 def blockers(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
     """Return those that refuse the move."""
     return tuple(f for f in findings if f.severity is not Severity.WARNING)
-
-
-def writable_disks(disks: tuple[Disk, ...]) -> tuple[Disk, ...]:
-    """Return the disks that the guest writes to and that are files or devices."""
-    return tuple(disk for disk in disks if disk.path and not disk.read_only)
