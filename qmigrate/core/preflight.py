@@ -202,11 +202,13 @@ def supervised(facts: Facts) -> Findings:
     if guest.owner is Owner.NONE or (guest.owner is Owner.UNIT and facts.stop_unit):
         return
     named = f"the unit {guest.unit}, which restarts it" if guest.unit else f"{guest.owner}"
+    reason = f" ({guest.owner_reason})" if guest.owner_reason else ""
     yield Finding(
         "supervised",
         Severity.BLOCKER,
         facts.source_name,
-        f"the guest is looked after by {named}: once it has left, a second copy would be started",
+        f"the guest is looked after by {named}{reason}: once it has left, a second copy would be "
+        "started",
         fix[guest.owner],
     )
 
