@@ -9,7 +9,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -89,7 +89,8 @@ def _nonce_beside(path: str) -> Iterator[DiskProof]:
     try:
         yield DiskProof(path, name, proof.size_bytes, proof.identity)
     finally:
-        os.unlink(beside)  # noqa: PTH108
+        with suppress(FileNotFoundError):  # somebody tidied up
+            os.unlink(beside)  # noqa: PTH108
 
 
 def _look_for(proof: DiskProof) -> DiskProof:

@@ -13,7 +13,7 @@ from qmigrate.agent.process import Process
 from qmigrate.core import guestline
 from qmigrate.core.argv import CommandLine
 from qmigrate.core.errors import BlockedError, HostError, UsageError
-from qmigrate.core.handover import Record
+from qmigrate.core.handover import OVER
 from qmigrate.core.job import RUN_DIRECTORY
 from qmigrate.core.model import Disk, Guest, Nic
 from qmigrate.core.redact import redact
@@ -197,7 +197,7 @@ def job_of(seen: Process) -> str | None:
         with contextlib.suppress(OSError):
             entry = journal.read(path)
             same = entry and (entry.pid, entry.start_ticks) == (seen.pid, seen.start_ticks)
-            if entry and same and entry.record is not Record.DONE:
+            if entry and same and entry.record not in OVER:
                 return entry.job
     return None
 

@@ -13,6 +13,8 @@ from qmigrate.agent.places import secure_directory
 from qmigrate.core.errors import HostError
 from qmigrate.core.job import RUN_DIRECTORY
 
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+
 
 def source_key(pid: int, start_ticks: int) -> str:
     """Return the lock's name for a running QEMU: pid and start time name it for ever."""
@@ -28,12 +30,18 @@ def take(key: str, job: str) -> int:
     """Take the lock for `job`; return its descriptor, inheritable by none yet.
 
     Raises:
-        HostError: another job holds it; named.
+        HostError: another job holds it, named; or no lock can be made here.
     """
     directory = secure_directory(secure_directory(RUN_DIRECTORY, mode=0o711).as_posix() + "/locks")
     path = directory / key
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            descriptor = os.open(path, _FLAGS, 0o600)
+        except OSError as exc:
+            raise HostError(
+                f"the lock {path} cannot be used: {exc.strerror}",
+                next_step=f"look at it: ls -l {path}; df /run",
+            ) from exc
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

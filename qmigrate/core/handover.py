@@ -40,6 +40,10 @@ class Record(StrEnum):
     DONE = "done"  # the guest is on the destination, nothing is left to do here
 
 
+# Nothing of the job is left on this host.
+OVER = frozenset((Record.RESTORED, Record.ENDED, Record.DONE))
+
+
 class Source(StrEnum):
     """Where the source stands."""
 
@@ -155,10 +159,10 @@ _RESTORED: tuple[StrEnum, Effects] = (
     S.RESTORED,
     (E.CLEAN, Write(R.RESTORED), E.SEND_FINISH, E.END),
 )
-_OVER: Effects = (E.CLEAN, Write(R.ENDED), E.SEND_FINISH, E.END)
+_AT_THE_END: Effects = (E.CLEAN, Write(R.ENDED), E.SEND_FINISH, E.END)
 _BACK: tuple[StrEnum, Effects] = (S.BACK, (Write(R.BACK), E.SEND_REFUSE, E.RETURN_GUEST))
 _BACK_AFTER_GO: tuple[StrEnum, Effects] = (S.BACK, (Write(R.BACK), E.RETURN_GUEST, E.ANNOUNCE))
-_ENDED: tuple[StrEnum, Effects] = (S.ENDED, (Write(R.BACK), E.SEND_REFUSE, *_OVER))
+_ENDED: tuple[StrEnum, Effects] = (S.ENDED, (Write(R.BACK), E.SEND_REFUSE, *_AT_THE_END))
 _AWAY: tuple[StrEnum, Effects] = (S.AWAY, (Write(R.AWAY), E.SEND_GO))
 _PROVED: tuple[StrEnum, Effects] = (S.PROVED, (Write(R.PROVED), E.QUIT_QEMU))
 _DONE: tuple[StrEnum, Effects] = (S.DONE, (E.CLEAN, Write(R.DONE), E.SEND_FINISH, E.END))
@@ -307,7 +311,7 @@ SOURCE: dict[Source, Row] = {
     },
     S.BACK: {
         SE.RETURNED_HERE: _RESTORED,
-        SE.QEMU_GONE: (S.ENDED, _OVER),
+        SE.QEMU_GONE: (S.ENDED, _AT_THE_END),
         SE.QEMU_RUNS_ON: _stay(S.BACK),
         SE.QEMU_COMPLETED: _stay(S.BACK),
         SE.PRE_SWITCHOVER: _stay(S.BACK),

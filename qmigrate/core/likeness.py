@@ -4,7 +4,7 @@ Both QEMUs were asked over QMP before a byte moves; what differs is a blocker a 
 would refuse by itself (another machine, other RAM blocks) is named here in better words.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from qmigrate.core.model import Finding, Severity, Shape
 
@@ -23,21 +23,21 @@ def differences(source: Shape, twin: Shape, *, host: str) -> Iterator[Finding]:
     yield from _pairs(
         host,
         "RAM block",
-        {block.name: f"{block.size_bytes} bytes" for block in source.ram},
-        {block.name: f"{block.size_bytes} bytes" for block in twin.ram},
+        _by_name((block.name, f"{block.size_bytes} bytes") for block in source.ram),
+        _by_name((block.name, f"{block.size_bytes} bytes") for block in twin.ram),
     )
     yield from _pairs(
         host,
         "device at",
-        {device.place: device.type for device in source.devices},
-        {device.place: device.type for device in twin.devices},
+        _by_name((device.place, device.type) for device in source.devices),
+        _by_name((device.place, device.type) for device in twin.devices),
     )
-    yield from _pairs(host, "MAC of", dict(source.macs), dict(twin.macs))
+    yield from _pairs(host, "MAC of", _by_name(source.macs), _by_name(twin.macs))
     yield from _pairs(
         host,
         "disk",
-        {device: f"{size} bytes" for device, size in source.disks},
-        {device: f"{size} bytes" for device, size in twin.disks},
+        _by_name((device, f"{size} bytes") for device, size in source.disks),
+        _by_name((device, f"{size} bytes") for device, size in twin.disks),
     )
 
 
@@ -56,6 +56,14 @@ def _cpus(source: Shape, twin: Shape, host: str) -> Iterator[Finding]:
             ] or [f"{len(here.features)} feature words, there {len(there.features)}"]
             yield _finding(host, f"vCPU {number} has other CPUID features: {_some(words)}")
             return
+
+
+def _by_name(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return what stands at each name; a name may stand for several (a bus without slots)."""
+    found: dict[str, list[str]] = {}
+    for name, value in pairs:
+        found.setdefault(name, []).append(value)
+    return {name: " and ".join(sorted(values)) for name, values in found.items()}
 
 
 def _pairs(host: str, kind: str, here: dict[str, str], there: dict[str, str]) -> Iterator[Finding]:

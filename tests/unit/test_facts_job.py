@@ -38,6 +38,8 @@ ENTRY = Entry(
         (ENTRY, "j1"),
         (replace(ENTRY, record=Record.AWAY), "j1"),
         (replace(ENTRY, record=Record.DONE), None),
+        (replace(ENTRY, record=Record.RESTORED), None),
+        (replace(ENTRY, record=Record.ENDED), None),
         (replace(ENTRY, start_ticks=98), None),
         (replace(ENTRY, pid=None, start_ticks=None), None),
         (None, None),
