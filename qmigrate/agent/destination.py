@@ -205,20 +205,19 @@ class DestinationAgent(JobAgent):
         """Introduce the twin; repeat what was decided."""
         if self._patience:
             self._patience.cancel()
+            self._patience = None
         if self.facts is not None:
             await self.send(peer.Twin(self.facts))
         if self.state in (D.REFUSED, D.RETURNED):
             await self._answer_recorded()
 
     def unlinked(self, problem: Problem, *, first: bool) -> None:
-        """Have patience with a source that was here before."""
-        if not first:
+        """Have patience with a source that was here before; each vain dial takes none away."""
+        if not first and self._patience is None:
             self._wait_for_peer("the link to the source broke and it did not come back")
 
     def _wait_for_peer(self, what: str) -> None:
         """Give up if nobody comes, unless all is loaded: a loaded copy may be the last."""
-        if self._patience:
-            self._patience.cancel()
         self._patience = scope = trio.CancelScope()
 
         async def wait() -> None:

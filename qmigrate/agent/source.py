@@ -75,6 +75,7 @@ class SourceAgent(JobAgent):
         self.stopped_by_us = False
         self.touched = False  # the copy began
         self.cancelled = False
+        self._again = False  # the agent before this one died
         self.qemu = Watched.none(self.spec.guest)
         self.rtnl: Rtnl
         self.figures = MigrationProgress(MigrationStatus.NONE)
@@ -158,6 +159,7 @@ class SourceAgent(JobAgent):
 
     async def _take_over(self) -> None:
         """Go on from the journal of an agent that died."""
+        self._again = True
         entry = self.entry()
         self.say(f"taking over at {entry.record}")
         self.had, self.stopped_by_us = entry.had, entry.stopped_by_us
@@ -502,10 +504,11 @@ class SourceAgent(JobAgent):
 
     async def _end(self) -> None:
         """Hear the destination out, report, leave."""
-        if self.link is not None:
+        if self.link is not None or self._again:  # a new agent has yet to find the destination
             with trio.move_on_after(self.spec.patience.farewell_s):
                 await self._farewell.wait()
-        heard = self._farewell.is_set() or self.preparation.twin is None
+        was_there = self.preparation.twin is not None or self._again
+        heard = self._farewell.is_set() or not was_there
         if not heard:
             self.left += (f"{self.spec.peer_host}: not heard of since the link broke",)
         await self._look_at_boot()

@@ -15,6 +15,8 @@ from tests.support.faulting import Faulty, Struck
 pytestmark = [pytest.mark.fault, pytest.mark.qemu, pytest.mark.net]
 
 SLOW = ("--bandwidth", "1MiB")  # a copy that does not end by itself before the fault is felt
+# One that takes seconds, and ends.
+STEADY = ("--bandwidth", "512KiB", "--downtime-limit", "4000", "--max-downtime", "4000")
 
 
 class End(Enum):
@@ -106,7 +108,7 @@ CELLS = {
     ),
     "destination agent, loading": Cell(("destination:at loading:kill",), End.SOURCE, 4),
     "destination agent, copy": Cell(
-        ("source:after migrate:stop",), End.DESTINATION, 0, act=kill_destination_agent
+        ("source:after migrate:stop",), End.DESTINATION, 0, (), STEADY, kill_destination_agent
     ),
     "destination agent, loaded": Cell(("destination:at loaded:kill",), End.DESTINATION, 0),
     "destination agent, before GO is recorded": Cell(

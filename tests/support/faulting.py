@@ -6,6 +6,7 @@ down when its CPUs start and stop (its own trace of ``vm_state_notify``), so tha
 is not a sample: at no instant of the whole test have two copies run.
 """
 
+import contextlib
 import itertools
 import json
 import math
@@ -53,6 +54,7 @@ class Faulty:
     """One test's moves under bad luck; `site` is the lab as the test has it."""
 
     site: Site
+    jobs: list[str] = field(default_factory=list)
     deaths: dict[Path, float] = field(default_factory=dict)  # of traces whose QEMU was killed
 
     def tiny(self, name: str = "tiny1") -> guests.LabGuest:
@@ -72,7 +74,8 @@ class Faulty:
             job = moving.until(lambda line: job_of(line) is not None)
         except AssertionError:
             raise AssertionError(f"no job was begun: {moving.finish()}") from None
-        return Struck(self, moving, job_of(job) or "")
+        self.jobs.append(job_of(job) or "")
+        return Struck(self, moving, self.jobs[-1])
 
     def ran(self) -> list[Ran]:
         """Return when any copy of a guest ran, in order, from the traces of all QEMUs so far."""
@@ -95,6 +98,19 @@ class Faulty:
             for words in (("worker", job), ("guardian", job)):
                 for pid in agents(self.site, host, *words):
                     await_death(pid)
+
+    def logs(self) -> str:
+        """Return what the jobs' agents have written so far, for whoever reads a failure."""
+        found = []
+        for host in HOSTS:
+            with contextlib.suppress(AssertionError, KeyError):  # no power
+                logs = self.site.path(host, "/var/log/qmigrate")
+                found += [
+                    f"{host} {path.parent.name}/{path.name}:\n{path.read_text()}"
+                    for path in logs.glob("*/*.log")
+                    if path.parent.name in self.jobs
+                ]
+        return "\n".join(found)
 
     def kill_qemu(self, copy: Copy) -> None:
         """End a QEMU from outside, as the kernel does when memory is short."""
@@ -309,6 +325,10 @@ def faulty(moving_lab: Lab) -> Iterator[Faulty]:
     site = Site(moving_lab)
     site.open()
     try:
-        yield Faulty(site)
+        found = Faulty(site)
+        try:
+            yield found
+        finally:
+            print(found.logs())  # shown by pytest if the test has failed
     finally:
         site.close()
