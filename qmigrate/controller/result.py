@@ -1,6 +1,6 @@
 """What a move came to, in the form that scripts depend on (DESIGN §6, qmigrate.result/1). Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,8 +68,9 @@ _STEPS = (  # phase, the mark that ends it
     ("prepare", "migrate"),
     ("copy", "pre-switchover"),
     ("switchover", "record proved"),
-    ("finish", "record done"),
 )
+_BACK = "record back"  # ends whatever phase the job was in
+_ENDS = ("record done", "record restored", "record ended")
 
 
 def phases(result: Result) -> tuple[Phase, ...]:
@@ -78,16 +79,26 @@ def phases(result: Result) -> tuple[Phase, ...]:
         Phase("connect", 0.0, round(result.connect_s, 4)),
         Phase("preflight", round(result.connect_s, 4), round(result.plan_s, 4)),
     ]
-    if result.report is None:
-        return tuple(found)
     began_s = result.connect_s + result.plan_s
-    at = {mark.name: mark.at_s for mark in result.report.marks}
     last_s = 0.0
+    for name, end_s in _ended(result.report):
+        found.append(Phase(name, round(began_s + last_s, 4), round(end_s - last_s, 4)))
+        last_s = end_s
+    return tuple(found)
+
+
+def _ended(report: JobReport | None) -> Iterator[tuple[str, float]]:
+    """Yield the source's phases and when each ended, in seconds on its clock."""
+    at = {mark.name: mark.at_s for mark in report.marks} if report else {}
     for name, end in _STEPS:
         if end in at:
-            found.append(Phase(name, round(began_s + last_s, 4), round(at[end] - last_s, 4)))
-            last_s = at[end]
-    return tuple(found)
+            yield name, at[end]
+        elif _BACK in at:
+            yield name, at[_BACK]
+            break
+    over = next((at[end] for end in _ENDS if end in at), None)
+    if over is not None:
+        yield "finish", over
 
 
 def document(result: Result) -> dict[str, Any]:

@@ -66,6 +66,14 @@ class World(NamedTuple):
     faults: int = 0  # crashes of agents and losses of the link so far
 
 
+START = World()
+AT_SWITCHOVER = World(
+    source=S.SWITCHING,
+    source_record=R.SWITCHING,
+    source_qemu="device",
+)
+
+
 SourceStep = Callable[[Source, SourceEvent], tuple[Source, Effects]]
 DestinationStep = Callable[[Destination, DestinationEvent], tuple[Destination, Effects]]
 
@@ -79,6 +87,7 @@ class Rules(NamedTuple):
     destination_after: Callable[[Record, Look, RunState], tuple[Destination, Effects]]
     loaded_copy_waits: bool = True
     faults: int = 1
+    agents_die: bool = True
 
 
 class BrokenLawError(Exception):
@@ -193,7 +202,7 @@ def _source_agent(rules: Rules, w: World) -> Iterator[Move]:
             state, effects = rules.source_after(w.source_record, LOOKS[w.source_qemu])
             yield "source agent again", w._replace(source=state, source_todo=_seen(effects))
         return
-    if w.faults < rules.faults:
+    if rules.agents_die and w.faults < rules.faults:
         yield (
             Fault("source agent dies"),
             w._replace(
@@ -275,7 +284,9 @@ def _source_effect(w: World, effect: Effect | Record) -> Iterator[Move]:
         case E.REPORT_UNKNOWN:
             yield name, w._replace(unknown=True)
         case E.END:
-            yield name, w._replace(over=True, source=None, source_todo=(), source_inbox=())
+            nothing: frozenset[str] = frozenset()
+            gone = w._replace(over=True, source=None, source_todo=(), source_inbox=())
+            yield name, gone._replace(source_task=None, to_source=nothing)
         case _:
             yield name, w
 
@@ -290,7 +301,7 @@ def _destination_agent(rules: Rules, w: World) -> Iterator[Move]:
             begun = begun._replace(destination_inbox=(DE.REFUSE,))
         yield "destination agent again", begun
         return
-    if w.faults < rules.faults:
+    if rules.agents_die and w.faults < rules.faults:
         yield (
             Fault("destination agent dies"),
             w._replace(
@@ -360,7 +371,7 @@ def _destination_effect(w: World, effect: Effect | Record) -> Iterator[Move]:
         case E.REPORT_UNKNOWN:
             yield name, w._replace(unknown=True)
         case _ if effect in ANSWERS:
-            yield name, w._replace(to_source=w.to_source | {ANSWERS[effect]})
+            yield name, w if w.over else w._replace(to_source=w.to_source | {ANSWERS[effect]})
         case _:
             yield name, w
 
@@ -415,22 +426,21 @@ class Explored(NamedTuple):
     trace: tuple[str, ...]
 
 
-def explore(rules: Rules) -> Explored:
+def explore(rules: Rules, start: World = START) -> Explored:
     """See `_walk`; nothing that it makes is garbage before its end."""
     gc.collect()
     gc.disable()
     try:
-        return _walk(rules)
+        return _walk(rules, start)
     finally:
         gc.enable()
 
 
-def _walk(rules: Rules) -> Explored:
+def _walk(rules: Rules, start: World) -> Explored:
     """Visit every state, breadth first; the trace of a broken law is a shortest one.
 
     From every state a settled one must be reachable by steps that are no faults.
     """
-    start = World()
     came: dict[World, tuple[World | None, str]] = {start: (None, "start")}
     before: dict[World, list[World]] = {}
     queue = deque((start,))
@@ -440,7 +450,7 @@ def _walk(rules: Rules) -> Explored:
         try:
             check(here)
             following = list(moves(rules, here))
-        except Exception as exc:  # noqa: BLE001 - a finding
+        except Exception as exc:  # noqa: BLE001 - whatever is raised is a finding
             return Explored(len(came), count, f"{exc}", _trace(came, here))
         for name, after in following:
             count += 1
