@@ -412,7 +412,8 @@ def is_settled(w: World) -> bool:
     nothing_whole = w.stale or w.destination_qemu in ("gone", "failed", "waits")
     ended = w.source_qemu == "gone" and nothing_whole
     known = w.over and (runs == 1 or ended or w.ran_there)
-    # Only where the answer, or the source's last moments, are beyond knowing may it wait for people.
+    # Only where the answer, or the source's last moments, are beyond knowing may people be waited
+    # for.
     beyond = w.source is S.MISSED or (w.source is S.AWAY and w.destination_record is R.GO)
     return known or (w.unknown and beyond)
 
