@@ -82,19 +82,29 @@ MAPPED = [
     (f"{M} -qmp unix:/r/a,,b,server=y", f"{M} -qmp unix:{HERE}/a,,b,server=y"),
     (f"{M} -qmp 'unix:/my r/q 1,server=on'", f"{M} -qmp 'unix:{HERE}/q 1,server=on'"),
     (f"{M} -serial mon:unix:/r/s,server=on", f"{M} -serial mon:unix:{HERE}/s,server=on"),
-    (f"{M} -qmp unix:/r/a/m,server=on -monitor unix:/r/b/m,server=on",
-     f"{M} -qmp unix:{HERE}/m,server=on -monitor unix:{HERE}/m.2,server=on"),
+    (
+        f"{M} -qmp unix:/r/a/m,server=on -monitor unix:/r/b/m,server=on",
+        f"{M} -qmp unix:{HERE}/m,server=on -monitor unix:{HERE}/m.2,server=on",
+    ),
     (f"{M} -qmp unix:/r/monitor,server=on", f"{M} -qmp unix:{HERE}/monitor.2,server=on"),
-    (f"{M} -chardev socket,id=c,path=/r/c,server=on,wait=off",
-     f"{M} -chardev socket,id=c,path={HERE}/c,server=on,wait=off"),
-    (f"{M} -chardev socket,path=/r/c,server,nowait,id=c",
-     f"{M} -chardev socket,path={HERE}/c,server,nowait,id=c"),
-    (f"{M} -chardev socket,id=c,path=name,abstract=on,server=on",
-     f"{M} -chardev socket,id=c,path=name,abstract=on,server=on"),
+    (
+        f"{M} -chardev socket,id=c,path=/r/c,server=on,wait=off",
+        f"{M} -chardev socket,id=c,path={HERE}/c,server=on,wait=off",
+    ),
+    (
+        f"{M} -chardev socket,path=/r/c,server,nowait,id=c",
+        f"{M} -chardev socket,path={HERE}/c,server,nowait,id=c",
+    ),
+    (
+        f"{M} -chardev socket,id=c,path=name,abstract=on,server=on",
+        f"{M} -chardev socket,id=c,path=name,abstract=on,server=on",
+    ),
     (f"{M} -pidfile /r/w.pid", f"{M} -pidfile {HERE}/w.pid"),
     (f"{M} -vnc unix:/r/v", f"{M} -vnc unix:{HERE}/v"),
-    (f"{M} -spice unix=on,addr=/r/s,disable-ticketing=on",
-     f"{M} -spice unix=on,addr={HERE}/s,disable-ticketing=on"),
+    (
+        f"{M} -spice unix=on,addr=/r/s,disable-ticketing=on",
+        f"{M} -spice unix=on,addr={HERE}/s,disable-ticketing=on",
+    ),
     (f"{M} -gdb unix:/r/g,server=on", f"{M} -gdb unix:{HERE}/g,server=on"),
     # what stays as it is
     (f"{M} -display none -nodefaults -nographic -serial none -parallel null -vga none",) * 2,
@@ -102,9 +112,8 @@ MAPPED = [
     (f"{M} -hda /i/d.img -cdrom /i/c.iso",) * 2,
     (f"{M} -drive 'file=/i/my d,,x.raw,if=virtio,format=raw'",) * 2,
     (f"{M} -drive if=pflash,format=raw,readonly=on,file=/fw/CODE.fd",) * 2,
-    (f"{M} -blockdev '{{\"driver\": \"file\", \"filename\": \"/i/a b\", \"node-name\": \"f\"}}'",)
-    * 2,
-    (f"{M} -device '{{\"driver\": \"e1000\", \"id\": \"n\", \"bus\": \"pcie.0\"}}'",) * 2,
+    (f'{M} -blockdev \'{{"driver": "file", "filename": "/i/a b", "node-name": "f"}}\'',) * 2,
+    (f'{M} -device \'{{"driver": "e1000", "id": "n", "bus": "pcie.0"}}\'',) * 2,
     (f"{M} -object memory-backend-ram,id=m,size=64M -cpu qemu64,-svm -smp 2 -uuid {UUID}",) * 2,
     (f"{M} /i/bare.img",) * 2,
 ]
@@ -119,22 +128,43 @@ def test_a_line_is_mapped_option_by_option(text: str, expected: str) -> None:
 
 N = tap_token("n0")
 TAPS = [
-    ("-netdev tap,id=n0,ifname=t0,script=no,downscript=no",
-     f"-netdev tap,id=n0,ifname={N},script=no,downscript=no", 1),
+    (
+        "-netdev tap,id=n0,ifname=t0,script=no,downscript=no",
+        f"-netdev tap,id=n0,ifname={N},script=no,downscript=no",
+        1,
+    ),
     ("-netdev tap,id=n0", f"-netdev tap,id=n0,ifname={N},script=no,downscript=no", 1),
-    ("-netdev tap,id=n0,fd=31,vhostfd=32",
-     f"-netdev tap,id=n0,vhost=on,ifname={N},script=no,downscript=no", 1),
-    ("-netdev tap,id=n0,fds=3:4:5:6,vhostfds=7:8:9:10",
-     f"-netdev tap,id=n0,vhost=on,queues=4,ifname={N},script=no,downscript=no", 4),
-    ("-netdev tap,id=n0,ifname=t0,queues=2,vhost=on",
-     f"-netdev tap,id=n0,ifname={N},queues=2,vhost=on,script=no,downscript=no", 2),
-    ("-netdev bridge,id=n0,br=br0,helper=/usr/lib/qemu/qemu-bridge-helper",
-     f"-netdev tap,id=n0,ifname={N},script=no,downscript=no", 1),
-    ("-netdev tap,id=n0,br=br0,helper=/h",
-     f"-netdev tap,id=n0,ifname={N},script=no,downscript=no", 1),
-    ('-netdev \'{"type":"tap","id":"n0","ifname":"t0","vhost":true}\'',
-     '-netdev \'{"type": "tap", "id": "n0", "ifname": "' + N + '", "vhost": true, '
-     '"script": "no", "downscript": "no"}\'', 1),
+    (
+        "-netdev tap,id=n0,fd=31,vhostfd=32",
+        f"-netdev tap,id=n0,vhost=on,ifname={N},script=no,downscript=no",
+        1,
+    ),
+    (
+        "-netdev tap,id=n0,fds=3:4:5:6,vhostfds=7:8:9:10",
+        f"-netdev tap,id=n0,vhost=on,queues=4,ifname={N},script=no,downscript=no",
+        4,
+    ),
+    (
+        "-netdev tap,id=n0,ifname=t0,queues=2,vhost=on",
+        f"-netdev tap,id=n0,ifname={N},queues=2,vhost=on,script=no,downscript=no",
+        2,
+    ),
+    (
+        "-netdev bridge,id=n0,br=br0,helper=/usr/lib/qemu/qemu-bridge-helper",
+        f"-netdev tap,id=n0,ifname={N},script=no,downscript=no",
+        1,
+    ),
+    (
+        "-netdev tap,id=n0,br=br0,helper=/h",
+        f"-netdev tap,id=n0,ifname={N},script=no,downscript=no",
+        1,
+    ),
+    (
+        '-netdev \'{"type":"tap","id":"n0","ifname":"t0","vhost":true}\'',
+        '-netdev \'{"type": "tap", "id": "n0", "ifname": "' + N + '", "vhost": true, '
+        '"script": "no", "downscript": "no"}\'',
+        1,
+    ),
 ]
 
 
@@ -212,8 +242,10 @@ def test_what_cannot_move_is_refused_by_name(text: str, why: str) -> None:
     assert why in blockers[0].message
     assert (blockers[0].rule, blockers[0].host) == ("unmappable", "alpha")
     assert blockers[0].fix
-    assert shlex.split(text)[0].lstrip("-") in blockers[0].message or "card" in why or (
-        "in no bridge" in why
+    assert (
+        shlex.split(text)[0].lstrip("-") in blockers[0].message
+        or "card" in why
+        or ("in no bridge" in why)
     )
 
 
