@@ -74,8 +74,9 @@ def _longest_ms(spans: Iterable[tuple[float, float]]) -> float | None:
 
 def find_problem(replies: Sequence[Reply], sent: dict[int, float]) -> str:
     """Say why `replies` cannot come from one unbroken run of one guest that is well; else ""."""
-    if not replies:
-        return "the guest does not answer" if sent else ""
+    if not replies:  # a few milliseconds between two marks prove nothing
+        silent = bool(sent) and max(sent.values()) - min(sent.values()) > SILENCE_S
+        return "the guest does not answer" if silent else ""
     ordered = sorted(replies, key=lambda reply: reply.probe)
     for earlier, later in pairwise(ordered):
         if problem := _contradiction(earlier, later):

@@ -140,8 +140,12 @@ class Observer:
             except ProtocolError:
                 self._strangers += 1
                 continue
-            self._history.replied(reply)
-            if not self._ready:
+            if self._ready:
+                self._history.replied(reply)
+            else:
+                # Until its address was resolved our kernel queued probes (166 of them), and sends
+                # them while newer ones already pass: what comes of these proves nothing.
+                self._history = History()
                 self._ready = True
                 if self._target.tcp:
                     self._echo = TcpEcho(self._target.address, port=self._target.port)

@@ -1,10 +1,15 @@
+import json
+import socket
 from dataclasses import replace
 
 import pytest
 
 from qmigrate.core.errors import ProtocolError, UsageError
 from qmigrate.lab.outage import History, Outage, Period, find_problem, summarise
+from qmigrate.lab.probe import Observer, Target
 from qmigrate.lab.workload import (
+    REPLY,
+    REPLY_MAGIC,
     EchoCheck,
     EchoReport,
     Reply,
@@ -130,6 +135,11 @@ def test_half_a_second_of_silence_at_the_end_is_death(answered: int, *, silent: 
     assert ("does not answer" in problem) is silent
 
 
+def test_a_moment_without_a_reply_is_no_death() -> None:
+    assert find_problem([], {n: n * INTERVAL_S for n in range(200)}) == ""
+    assert find_problem([], {n: n * INTERVAL_S for n in range(300)}) == "the guest does not answer"
+
+
 def test_a_period_without_any_reply_is_silence_though_the_guest_once_answered() -> None:
     history = History()
     history.sent(0, 0.0)
@@ -229,3 +239,32 @@ def test_a_wrong_byte_breaks_the_connection_for_good(came: bytes, why: str) -> N
     assert why in (check.broken or "")
     check.received(b"line 1\n", 0.2)
     assert why in (check.report(0.3).broken or "")
+
+
+def test_probes_that_waited_for_the_guests_address_accuse_nobody(capsys) -> None:
+    """The kernel queues them until ARP has an answer; newer ones overtake them (seen: 166 to 0)."""
+
+    def answer(probe: int, answered_before: int) -> bytes:
+        return REPLY.pack(
+            probe, REPLY_MAGIC, 1, 0, 0, answered_before, 9, 9, 0, 0, 9, BOOT.encode()
+        )
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as guest:
+        guest.bind(("127.0.0.1", 0))
+        observer = Observer(Target("127.0.0.1", guest.getsockname()[1], tcp=False))
+        try:
+            for now_s in (0.0, 1.0, 1.002):  # 0 waited, 2 overtook it
+                observer._send_probe(now_s)
+            here = guest.recvfrom(99)[1]
+            for numbers in ((2, 0), (0, 1), (1, 2)):
+                guest.sendto(answer(*numbers), here)
+            observer._receive()
+            observer._send_probe(1.004)
+            guest.sendto(answer(3, 3), here)
+            observer._receive()
+            observer._report(1.005, 1.005)
+        finally:
+            observer.close()
+    ready, report = map(json.loads, capsys.readouterr().out.splitlines())
+    assert ready["event"] == "ready"
+    assert (report["problem"], report["outage"]["probes"]) == (None, 1)
