@@ -15,11 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from qmigrate.core.tiny import TinySpec
 from qmigrate.lab.guests import LabGuest, guest_mac, guest_uuid
 from qmigrate.lab.images import guest_argv
 from qmigrate.lab.workload import Verdict
-from tests.support.moving import Moved, Site
+from tests.support.moving import SLOWLY, Moved, Site
 
 pytestmark = [pytest.mark.qemu, pytest.mark.net]
 
@@ -27,8 +26,6 @@ NAME = "tiny1"
 UUID = guest_uuid(NAME)
 HOME = f"/run/qmigrate/guests/{UUID}"
 NOBODY = 65534
-SLOW = TinySpec(mib=24)  # 24 MiB that are no zero pages
-SLOWLY = ("--bandwidth", "12MiB")  # with SLOW: a copy of two seconds
 BRIDGE_HELPER = Path("/usr/lib/qemu/qemu-bridge-helper")
 FIRMWARE = (  # code, variables: wherever distributions put them
     ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
@@ -304,15 +301,9 @@ def test_a_running_guest_moves_offline_and_runs_again(site: Site) -> None:
     assert site.leftovers(NAME) == []
 
 
-def _side_door(name: str) -> tuple[str, ...]:
-    """Give a guest a second monitor, for a test to act by while qmigrate holds the first."""
-    socket_ = f"socket,id=side,path=/run/{name}.side,server=on,wait=off"
-    return ("-chardev", socket_, "-mon", "chardev=side,mode=control")
-
-
 def test_a_guest_that_reboots_during_the_copy_arrives_and_it_is_told(site: Site) -> None:
-    site.start(site.tiny(NAME, *_side_door(NAME), spec=SLOW, memory_mib=64, nics=0))
-    site.await_life(NAME, SLOW)
+    site.start(site.slow())
+    site.await_life(NAME)
     with site.side_door("alpha", NAME) as qmp:
         moving = site.begin("migrate", NAME, "beta", "--json", *SLOWLY)
         moving.until_phase("copy")
@@ -322,13 +313,13 @@ def test_a_guest_that_reboots_during_the_copy_arrives_and_it_is_told(site: Site)
     moved_well(moved)
     assert any("reset" in event for event in moved.result["guest_events"])
     assert (site.copy(NAME).host, site.copy(NAME).state) == ("beta", "running")
-    assert site.await_life(NAME, SLOW).problem == ""
+    assert site.await_life(NAME).problem == ""
     assert site.leftovers(NAME) == []
 
 
 def test_a_guest_that_is_paused_during_the_copy_arrives_paused(site: Site) -> None:
-    site.start(site.tiny(NAME, *_side_door(NAME), spec=SLOW, memory_mib=64, nics=0))
-    before = site.await_life(NAME, SLOW)
+    site.start(site.slow())
+    before = site.await_life(NAME)
     with site.side_door("alpha", NAME) as qmp:
         moving = site.begin("migrate", NAME, "beta", "--json", *SLOWLY)
         moving.until_phase("copy")
@@ -336,14 +327,14 @@ def test_a_guest_that_is_paused_during_the_copy_arrives_paused(site: Site) -> No
         moved = moving.finish()
     moved_well(moved)
     assert (site.copy(NAME).host, site.copy(NAME).state) == ("beta", "paused")
-    assert site.memory(NAME, SLOW, before=before).problem == ""
+    assert site.memory(NAME, before=before).problem == ""
     assert site.leftovers(NAME) == []
 
 
 def test_a_guest_that_powers_off_during_the_copy_has_ended(site: Site) -> None:
     """`-no-reboot` turns the reset into a shutdown, and QEMU ends with it."""
-    site.start(site.tiny(NAME, "-no-reboot", *_side_door(NAME), spec=SLOW, memory_mib=64, nics=0))
-    site.await_life(NAME, SLOW)
+    site.start(site.slow(NAME, "-no-reboot"))
+    site.await_life(NAME)
     with site.side_door("alpha", NAME) as qmp:
         moving = site.begin("migrate", NAME, "beta", "--json", *SLOWLY)
         moving.until_phase("copy")

@@ -44,6 +44,9 @@ BOOT_DEADLINE_S = 60.0  # a linux guest under TCG; 3 s on a quiet machine
 # The agent itself stays on a host, and the empty directories that its jobs live in.
 STAYS = ("/run/qmigrate", *(f"/run/qmigrate/{name}" for name in ("jobs", "locks", "guests")))
 LINUX_IP4 = "10.77.0.10"
+BALLAST_AT = 16 << 20  # in the guest's memory, above what tiny walks
+BALLAST_BYTES_PER_S = 12 << 20
+SLOWLY = ("--bandwidth", "12MiB", "--downtime-limit", "200")  # room for what tiny dirties
 
 _numbers = itertools.count()
 _T = TypeVar("_T")
@@ -217,7 +220,9 @@ class Site:
     _before: dict[str, hosts.HostSnapshot] = field(default_factory=dict)
     _binds: list[tuple[str, str]] = field(default_factory=list)
     _kept_files: frozenset[Path] = frozenset()
-    _monitors: dict[str, str] = field(default_factory=dict)  # of those started by their own words
+    _kept_run: dict[str, frozenset[str]] = field(default_factory=dict)
+    # Of those that were started by their own words; None: nobody can ask it.
+    _monitors: dict[str, str | None] = field(default_factory=dict)
     _inits: dict[str, int] = field(default_factory=dict)
     undo: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -256,6 +261,20 @@ class Site:
         given: dict[str, Any] = {"memory_mib": 192, **changes}
         return guests.LabGuest(name, boot, disk=path, more=more, **given)
 
+    def slow(
+        self, name: str = "tiny1", *more: str, seconds: int = 2, **changes: Any
+    ) -> guests.LabGuest:
+        """Describe a tiny guest whose copy takes so long, once it is moved by `SLOWLY`.
+
+        Its ballast never changes, so the copy converges; /run/NAME.side is a second monitor.
+        """
+        ballast = self.lab.images / "ballast"
+        ballast.write_bytes(os.urandom(seconds * BALLAST_BYTES_PER_S))
+        loader = f"loader,file={ballast},addr={BALLAST_AT:#x},force-raw=on"
+        side = f"socket,id=side,path=/run/{name}.side,server=on,wait=off"
+        words = ("-device", loader, "-chardev", side, "-mon", "chardev=side,mode=control")
+        return self.tiny(name, *words, *more, memory_mib=128, **{"nics": 0, **changes})
+
     def shared(self, name: str, mib: int) -> Path:
         """Make an empty raw image that all hosts see."""
         path = self.lab.images / name
@@ -269,20 +288,30 @@ class Site:
         self._own(guests.start(self.lab, host, guest, prefix=prefix))
         return self.copy(guest.name)
 
-    def start_argv(self, argv: Sequence[str], name: str, monitor: str, host: str = "alpha") -> Copy:
-        """Start a QEMU by its own words, which give it `monitor`; return it once that greets."""
-        self._monitors[name] = monitor
+    def start_argv(
+        self,
+        argv: Sequence[str],
+        name: str,
+        monitor: str,
+        host: str = "alpha",
+        *,
+        greeting: str = "QMP",
+    ) -> None:
+        """Start a QEMU by its own words, which give it `monitor`; return once that greets.
+
+        With another `greeting` the monitor is for people, and nobody can ask this guest.
+        """
+        self._monitors[name] = monitor if greeting == "QMP" else None
         pipe = subprocess.PIPE
         process = self.lab.popen(host, argv, stdout=subprocess.DEVNULL, stderr=pipe)
         self._own(process)
         if "-daemonize" in argv:
             process.wait(ANSWER_DEADLINE_S)  # its child lives on
-        done = self.lab.run(host, ["python3", "-c", _GREETED, monitor], check=False)
-        if done.returncode:
+        look = ["python3", "-c", _GREETED, monitor, greeting]
+        if self.lab.run(host, look, check=False).returncode:
             process.kill()
             assert process.stderr is not None
             raise AssertionError(process.stderr.read().decode())
-        return self.copy(name)
 
     def plug(self, host: str, tap: str) -> None:
         """Put a tap into the host's bridge."""
@@ -332,7 +361,13 @@ class Site:
                 if name in (None, called):
                     yield copy
 
+    def qemus(self, name: str) -> list[Copy]:
+        """Return every QEMU of that name on both hosts, not asked for anything."""
+        return [copy for host in HOSTS for copy in self._qemus(host, name)]
+
     def _asked(self, copy: Copy) -> Copy:
+        if self._monitors.get(copy.value("-name") or "", "") is None:
+            return copy
         with self.monitor(copy) as qmp:
             state = qmp.execute("query-status")["status"]
         return Copy(copy.host, copy.pid, copy.argv, state)
@@ -345,7 +380,7 @@ class Site:
         if not inside:
             ours = f"/run/qmigrate/guests/{copy.value('-uuid')}/monitor"
             inside = ours if "chardev=qmigrate-monitor" in " ".join(copy.argv) else ""
-        inside = inside or self._monitors[(copy.value("-name") or "").partition(",")[0]]
+        inside = inside or self._monitors[copy.value("-name") or ""] or ""
         qmp = Qmp(self.path(copy.host, inside))
         try:
             yield qmp
@@ -367,7 +402,7 @@ class Site:
             return qmp.execute(command, **arguments)
 
     def _only(self, name: str) -> Copy:
-        found = [copy for host in HOSTS for copy in self._qemus(host, name)]
+        found = self.qemus(name)
         assert len(found) == 1, found
         return found[0]
 
@@ -459,7 +494,7 @@ class Site:
     def lockers(self, image: Path, name: str) -> set[str]:
         """Return the hosts whose QEMU holds a lock on an image (proc(5), fdinfo)."""
         found = set()
-        for copy in (copy for host in HOSTS for copy in self._qemus(host, name)):
+        for copy in self.qemus(name):
             for fd in Path(f"/proc/{copy.pid}/fd").iterdir():
                 try:
                     same = fd.samefile(image)
@@ -481,7 +516,7 @@ class Site:
         """Return what is on the hosts, was not before the test and is not the running guest's."""
         self.settle()
         found = []
-        copies = [copy for host in HOSTS for copy in self._qemus(host, name)]
+        copies = self.qemus(name)
         for host in HOSTS:
             own = [guests.guest_uuid(name), f"-name {name} ", f"/{name}.", f"tap-{name[:8]}"]
             own = own if any(copy.host == host for copy in copies) else []
@@ -501,7 +536,10 @@ class Site:
             now = self.lab.snapshot_host(host)
             added = [f"{host} has: {what}" for what in now.added_since(self._before[host])]
             gone = [f"{host} lost: {what}" for what in now.gone_since(self._before[host])]
-            found += [what for what in (*added, *gone) if not _stays(what.partition(": ")[2])]
+            for what in (*added, *gone):
+                thing = what.partition(": ")[2]
+                if not _stays(thing) and not _is_passing(thing.removeprefix("processes: ")):
+                    found.append(what)
         return found
 
     # The hosts
@@ -518,6 +556,22 @@ class Site:
         self.lab.run(host, ["mount", "--bind", source, over])
         self._binds.append((host, over))
 
+    @contextlib.contextmanager
+    def stopped(self, host: str, words: str) -> Iterator[None]:
+        """Let the host's processes whose command line has `words` stand still for a while."""
+        members = hosts.open_members(self.init(host))
+        held = [fd for pid, fd in members.items() if words in _command_line(pid)]
+        assert held, words
+        try:
+            for pidfd in held:
+                syscalls.send_signal(pidfd, signal.SIGSTOP)
+            yield
+        finally:
+            for pidfd in held:
+                syscalls.send_signal(pidfd, signal.SIGCONT)
+            for pidfd in members.values():
+                os.close(pidfd)
+
     def read(self, host: str, inside: str) -> str:
         """Return a file of a host as text."""
         return self.path(host, inside).read_text()
@@ -526,6 +580,12 @@ class Site:
         """Begin a test: remember what is here."""
         self._kept_files = frozenset(self.lab.images.iterdir())
         self._empty = {host: self.lab.snapshot_host(host) for host in HOSTS}
+        self._kept_run = {host: frozenset(self._in_run(host)) for host in HOSTS}
+
+    def _in_run(self, host: str) -> Iterator[str]:
+        for entry in self.path(host, "/run").iterdir():
+            if entry.name != "qmigrate":
+                yield entry.name
 
     def close(self) -> None:
         """Remove all that a test has left: processes, taps, mounts, files, limits of cables."""
@@ -543,6 +603,8 @@ class Site:
             for name in ("jobs", "locks", "guests"):
                 with contextlib.suppress(FileNotFoundError):
                     shutil.rmtree(self.path(host, f"/run/qmigrate/{name}"))
+            for name in set(self._in_run(host)) - self._kept_run[host]:
+                self.lab.run(host, ["rm", "-rf", "--", f"/run/{name}"])
         for file in set(self.lab.images.iterdir()) - self._kept_files:
             if not file.name.startswith(("tiny-", "vmlinuz", "initrd")):
                 file.unlink()
@@ -605,7 +667,7 @@ for _ in range(1000):
     s.settimeout(10)
     try:
         s.connect(sys.argv[1])
-        sys.exit(0 if b"QMP" in s.recv(4096) else 1)
+        sys.exit(0 if sys.argv[2].encode() in s.recv(4096) else 1)
     except OSError:
         s.close()
         time.sleep(0.01)
