@@ -20,10 +20,11 @@ from qmigrate.agent.protocol import (
 from qmigrate.controller.remote import Agent
 from qmigrate.core.cmdline import Twin, twin
 from qmigrate.core.errors import HostError, UsageError
+from qmigrate.core.evidence import Facts
 from qmigrate.core.images import ImageEvidence, writable_disks
 from qmigrate.core.job import FaultPoint, Limits, Mode, Patience
 from qmigrate.core.model import Finding, Guest, GuestDetail, HostFacts, HostSpec
-from qmigrate.core.preflight import Facts, preflight
+from qmigrate.core.preflight import preflight
 
 PROOF_DEADLINE_S = 30.0  # for two looks at shared storage, each with a deadline of its own
 

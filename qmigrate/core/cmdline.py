@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from qmigrate.core.argv import CommandLine, Option
 from qmigrate.core.guestline import opts_of
 from qmigrate.core.job import MONITOR_TOKEN, RUN_DIRECTORY, TwinPlan
-from qmigrate.core.mapping import Work, mapped
+from qmigrate.core.mapping import mapped
 from qmigrate.core.model import Finding, GuestDetail
+from qmigrate.core.rewriting import Work
 
 MONITOR_ID = "qmigrate-monitor"
 

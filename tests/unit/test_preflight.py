@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from qmigrate.core import preflight as room
+from qmigrate.core.evidence import Facts
 from qmigrate.core.images import ImageEvidence, writable_disks
 from qmigrate.core.model import (
     Disk,
@@ -19,7 +20,7 @@ from qmigrate.core.model import (
     RunState,
     Severity,
 )
-from qmigrate.core.preflight import NAMES, UNFORCEABLE, Facts, blockers, preflight
+from qmigrate.core.preflight import NAMES, UNFORCEABLE, blockers, preflight
 
 DISK = Disk("vda", "n", "/i/d", "raw", read_only=False, size_bytes=1)
 GUEST = Guest(
