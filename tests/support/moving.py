@@ -273,7 +273,7 @@ class Site:
         loader = f"loader,file={ballast},addr={BALLAST_AT:#x},force-raw=on"
         side = f"socket,id=side,path=/run/{name}.side,server=on,wait=off"
         words = ("-device", loader, "-chardev", side, "-mon", "chardev=side,mode=control")
-        return self.tiny(name, *words, *more, memory_mib=128, **{"nics": 0, **changes})
+        return self.tiny(name, *words, *more, **{"memory_mib": 128, "nics": 0, **changes})
 
     def shared(self, name: str, mib: int) -> Path:
         """Make an empty raw image that all hosts see."""
