@@ -188,7 +188,7 @@ def _show_rest(out: Output, result: Result) -> None:
     report = result.report
     if report is None:
         return
-    out.say("the memory travelled in plain text: use --transport direct on trusted wires only")
+    out.say("the memory travelled in plain text: move over wires that you trust")
     if report.announced and report.announced.note:
         out.say(f"announced: {report.announced.note}")
     for event in report.guest_events:

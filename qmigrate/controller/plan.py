@@ -104,9 +104,14 @@ async def make_plan(wish: Wish, source: Agent, spec: HostSpec, destination: Agen
     source_facts: HostFacts
     there: GuestList
 
+    missing: UsageError | None = None
+
     async def ask_source() -> None:
-        nonlocal detail
-        detail = await source.call(InspectGuest(wish.guest))
+        nonlocal detail, missing
+        try:
+            detail = await source.call(InspectGuest(wish.guest))
+        except UsageError as exc:
+            missing = exc
 
     async def ask_source_host() -> None:
         nonlocal source_facts
@@ -120,6 +125,8 @@ async def make_plan(wish: Wish, source: Agent, spec: HostSpec, destination: Agen
         nursery.start_soon(ask_source)
         nursery.start_soon(ask_source_host)
         nursery.start_soon(ask_destination)
+    if missing is not None:
+        raise _already_there(wish, there) or missing
     process = detail.process
     destination_facts = await destination.call(
         GetHostFacts(
@@ -157,6 +164,16 @@ async def make_plan(wish: Wish, source: Agent, spec: HostSpec, destination: Agen
         destination_facts=destination_facts,
         twin=made,
         findings=preflight(facts, force=wish.force),
+    )
+
+
+def _already_there(wish: Wish, there: GuestList) -> UsageError | None:
+    """Return what to say if the guest is where it should go, and nowhere else."""
+    if not any(wish.guest in (guest.name, guest.uuid) for guest in there.guests):
+        return None
+    return UsageError(
+        f"{wish.guest} is on {wish.destination.name} already",
+        next_step="qmigrate list shows where every guest runs",
     )
 
 

@@ -16,11 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from qmigrate.core.errors import HostError, QmigrateError, UnknownOutcomeError
+from qmigrate.core.errors import HostError, QmigrateError, UnknownOutcomeError, UsageError
 from qmigrate.lab.guests import LabGuest, shared_image, start
 from qmigrate.lab.hosts import HostSnapshot
 from qmigrate.lab.images import LinuxBoot, LinuxImage, create_disk, linux_image
 from qmigrate.lab.lab import Lab
+from qmigrate.lab.state import LabState
 from qmigrate.lab.topology import TOPOLOGIES
 
 GUEST = "web1"
@@ -203,6 +204,11 @@ def run(options: Options) -> int:
     say("building the guest's image (from the cache after the first time)")
     image = linux_image()
     lab = Lab(options.lab)
+    if lab.status().state is not LabState.DOWN:
+        raise UsageError(
+            f"a lab called {options.lab} stands already, kept or in use by another demo",
+            next_step=f"qmigrate lab --lab {options.lab} down, or give this one a --lab NAME",
+        )
     try:
         say("bringing up a lab: hosts alpha and beta, a client, a switch")
         lab.up(TOPOLOGIES["same-segment"])

@@ -51,8 +51,8 @@ def bind_listeners(
         raise LinkError(
             f"cannot listen at {', '.join(hosts) or 'any address'}{where}",
             last_words="; ".join(f"{host}: {exc.strerror}" for host, exc in failures.items()),
-            next_step="give an address of this host with --migration-address, or a port_range"
-            " with a free port",
+            next_step="give addresses of this host (migration_addresses in the inventory), or ports"
+            " (port_range) of which one is free",
         )
     return apart
 
