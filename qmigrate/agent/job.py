@@ -234,6 +234,7 @@ class JobAgent(ABC):
                 continue
             self.link, first = link, False
             self.mark("linked")
+            self.say(f"linked, generation {link.generation.incarnation}.{link.generation.count}")
             self._linked.set()
             try:
                 await self.connected()
@@ -259,7 +260,7 @@ class JobAgent(ABC):
             return False
         try:
             await self.link.send(peer.encode(message))
-        except LinkBrokenError:
+        except (LinkBrokenError, trio.ClosedResourceError):  # they ended it, or we did meanwhile
             return False
         return True
 

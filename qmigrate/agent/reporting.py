@@ -52,6 +52,14 @@ def report_of(agent: "SourceAgent") -> JobReport:
 
 
 def _final_problem(agent: "SourceAgent", outcome: Outcome) -> Problem | None:
+    """Return why, if it did not go as it was meant to; it always says what to do next."""
+    problem = _reason(agent, outcome)
+    if problem is None or problem.next_step or outcome is Outcome.CANCELLED:
+        return problem
+    return replace(problem, next_step=f"see what was said: qmigrate logs {agent.spec.job}")
+
+
+def _reason(agent: "SourceAgent", outcome: Outcome) -> Problem | None:
     match outcome:
         case Outcome.MIGRATED:
             return None
@@ -60,6 +68,8 @@ def _final_problem(agent: "SourceAgent", outcome: Outcome) -> Problem | None:
             return Problem("cancelled", what, None, agent.spec.host, None, None)
         case Outcome.ROLLED_BACK:
             return replace(agent.problem, code="rolled-back") if agent.problem else None
+        case Outcome.REFUSED if agent.problem and agent.problem.code == "rolled-back":
+            return replace(agent.problem, code="host")  # nothing had to be rolled back
         case Outcome.GUEST_ENDED if agent.problem:
             return replace(agent.problem, code="guest-ended")
         case _:

@@ -191,6 +191,11 @@ class SourceAgent(JobAgent):
 
     def unlinked(self, problem: Problem, *, first: bool) -> None:
         """Give up while the guest still runs here; later QEMU or the answer decides."""
+        problem = replace(
+            problem,
+            phase=problem.phase or str(self.state),
+            host=problem.host or self.spec.peer_host,
+        )
         if first or self.state is S.HELD:
             self.post(SE.GIVE_UP, problem)
         elif self.state in (S.PREPARED, S.COPYING):

@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 
+from qmigrate.core.tiny import Marks
 from qmigrate.lab import guests, syscalls
 from qmigrate.lab.lab import Lab
 from tests.support.moving import HOSTS, MOVE_DEADLINE_S, Copy, Moved, Moving, Site
@@ -54,6 +55,7 @@ class Faulty:
     """One test's moves under bad luck; `site` is the lab as the test has it."""
 
     site: Site
+    before: Marks | None = None  # of the tiny guest, before anything happened
     jobs: list[str] = field(default_factory=list)
     deaths: dict[Path, float] = field(default_factory=dict)  # of traces whose QEMU was killed
 
@@ -92,9 +94,9 @@ class Faulty:
         for before, after in itertools.pairwise(ran):
             assert before.to_s <= after.from_s, f"two copies ran: {before} and {after}"
 
-    def await_end(self, job: str) -> None:
-        """Return when neither host has an agent or guardian of the job any more."""
-        for host in HOSTS:
+    def await_end(self, job: str, *hosts: str) -> None:
+        """Return when no host (or of those named) has an agent or guardian of the job any more."""
+        for host in hosts or HOSTS:
             for words in (("worker", job), ("guardian", job)):
                 for pid in agents(self.site, host, *words):
                     await_death(pid)
