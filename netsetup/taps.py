@@ -62,6 +62,12 @@ def create_tap(ip: Any, spec: TapSpec) -> Tap:
         )
     for message in messages:
         if message.get("ifalias") == spec.alias and message.get(("linkinfo", "kind")) == "tun":
+            if _is_open(message):
+                raise HostError(
+                    f"{message.get('ifname')} carries the alias {spec.alias!r} and is open in some "
+                    "process: a guest lives on it",
+                    next_step="end the process that has it open, or remove the interface",
+                )
             if _has_shape(message, spec):
                 return _finish(ip, message["index"], message.get("ifname"), bridge, spec, False)
             if _may_be_open(message):
@@ -119,10 +125,14 @@ def _has_shape(message: Message, spec: TapSpec) -> bool:
 
 def _may_be_open(message: Message) -> bool:
     """Whether a process has the tap open; a tap that is down cannot tell."""
+    return _is_open(message) or not message["flags"] & IFF_UP
+
+
+def _is_open(message: Message) -> bool:
+    """Whether a process is seen to have the tap open."""
     # The kernel counts queues only of taps that can have several; all have carrier when open.
-    flags = message["flags"]
     queues = message.get(("linkinfo", "data", "tun_num_queues"))
-    return bool(queues or flags & IFF_LOWER_UP or not flags & IFF_UP)
+    return bool(queues or message["flags"] & IFF_LOWER_UP)
 
 
 def _finish(ip: Any, index: int, name: str, bridge: Message, spec: TapSpec, created: bool) -> Tap:
@@ -166,5 +176,7 @@ def delete_tap(ip: Any, name: str, alias: str) -> bool:
             + (f"a {kind or 'hardware'} interface" if kind != "tun" else f"marked {found!r}")
             + f", not the tap marked {alias!r}"
         )
+    if _is_open(message):
+        raise NotOursError(f"{name} is left alone: a process has it open, a guest lives on it")
     ip.link("del", index=message["index"])
     return True

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,7 +77,7 @@ async def start_job(ctx: AgentContext, request: StartJob) -> JobStarted:
 
 def checked_id(job: str) -> str:
     """Return `job` if it can be a directory's name and nothing else."""
-    if not job or not all(c.isalnum() or c in "-_" for c in job) or len(job) > 64:
+    if not job or not re.fullmatch(r"[A-Za-z0-9_-]+", job) or len(job) > 64:
         raise HostError(f"{job!r} is no job's id")
     return job
 
@@ -85,7 +86,9 @@ def lock_key(spec: JobSpec) -> str:
     """Return the lock that this side of the job needs."""
     if spec.source is not None:
         return locks.source_key(spec.source.pid, spec.source.start_ticks)
-    return locks.destination_key(spec.guest, spec.uuid)
+    if spec.destination is None:
+        raise HostError("a job was started without a part on this host")
+    return locks.destination_key(spec.destination.twin.tag)
 
 
 @contextmanager

@@ -21,9 +21,12 @@ def source_key(pid: int, start_ticks: int) -> str:
     return f"pid-{pid}-{start_ticks}"
 
 
-def destination_key(guest: str, uuid: str | None) -> str:
-    """Return the lock's name for a guest that is to come here."""
-    return "guest-" + "".join(c if c.isalnum() or c in "-." else "_" for c in uuid or guest)
+def destination_key(tag: str) -> str:
+    """Return the lock's name for a guest that is to come here, from what its things are marked by.
+
+    Not from what the controllers call it: two that say it differently make, and remove, the same.
+    """
+    return "guest-" + "".join(c if c.isalnum() or c in "-." else "_" for c in tag)
 
 
 def take(key: str, job: str) -> int:

@@ -12,8 +12,10 @@
 """
 
 import os
+import re
 import shutil
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +41,8 @@ def secure_directory(path: str, *, mode: int = 0o700) -> Path:
             try:
                 below = os.open(part, flags, dir_fd=here)
             except FileNotFoundError:
-                os.mkdir(part, mode, dir_fd=here)
+                with suppress(FileExistsError):  # another job's agent was faster
+                    os.mkdir(part, mode, dir_fd=here)
                 below = os.open(part, flags, dir_fd=here)
                 os.fchmod(below, mode)  # whatever the umask says
             os.close(here)
@@ -107,7 +110,13 @@ class JobPlaces:
             self.directory.mkdir(mode=0o700)
         except FileExistsError:
             raise HostError(f"job {self.job} is already on this host") from None
-        secure_directory(str(self.logs))
+        except OSError as exc:
+            raise HostError(f"{self.directory} cannot be made: {exc.strerror}") from exc
+        try:
+            secure_directory(str(self.logs))
+        except HostError:
+            self.remove()
+            raise
 
     def remove(self) -> None:
         """Remove the run directory; the logs stay."""
@@ -117,22 +126,48 @@ class JobPlaces:
         _remove_if_empty(Path(RUN_DIRECTORY))
 
 
-def guest_directory(tag: str, *, uid: int, gid: int) -> Path:
-    """Make the run directory of the guest called `tag`, its user's own; return its path."""
+def guest_directory(tag: str) -> Path:
+    """Make the run directory of the guest called `tag`, empty and root's own; return its path.
+
+    It is its user's only once all that root does in it is done: whoever owns a directory can put
+    links in the way of whatever is done there by name. Raises `HostError` if a guest lives there.
+    """
+    path = _guest_path(tag)
+    if left := remove_guest_directory(tag):  # what an earlier visit left
+        raise HostError(left, next_step=f"look at it: ls -la {path}")
     secure_directory(RUN_DIRECTORY, mode=0o711)
     secure_directory(f"{RUN_DIRECTORY}/guests", mode=0o711)
-    path = Path(RUN_DIRECTORY, "guests", tag)
-    path.mkdir(mode=0o700, exist_ok=True)
-    os.chown(path, uid, gid, follow_symlinks=False)
-    return path
+    return secure_directory(str(path))
 
 
-def remove_guest_directory(tag: str) -> None:
-    """Remove the run directory of a guest that has left this host."""
-    path = Path(RUN_DIRECTORY, "guests", tag)
-    shutil.rmtree(path, ignore_errors=True)
+def remove_guest_directory(tag: str) -> str | None:
+    """Remove the run directory of a guest that has left this host; return why it is still there."""
+    path = _guest_path(tag)
+    try:
+        if _is_lived_in(path):
+            return f"{path} is left alone: a process listens in it"
+        os.chown(path, 0, 0, follow_symlinks=False)  # nobody adds to it while it is emptied
+        path.chmod(0o700)
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        pass
+    except OSError as exc:
+        return f"{path} cannot be removed: {exc.strerror}"
     _remove_if_empty(path.parent)
     _remove_if_empty(Path(RUN_DIRECTORY))
+    return None
+
+
+def _guest_path(tag: str) -> Path:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", tag):
+        raise HostError(f"{tag!r} cannot be the name of a guest's directory")
+    return Path(RUN_DIRECTORY, "guests", tag)
+
+
+def _is_lived_in(path: Path) -> bool:
+    """Tell whether a process of this network namespace has a socket that is bound in `path`."""
+    table = Path("/proc/net/unix").read_text(encoding="utf-8", errors="replace")
+    return any(f" {path}/" in row for row in table.splitlines())
 
 
 def _remove_if_empty(path: Path) -> None:

@@ -116,13 +116,13 @@ def start(
     process ends and there was never a QEMU that nobody knows of. Its monitor greets when it is up.
     Raises `HostError` if the socket or the process cannot be made.
     """
-    directory = guest_directory(plan.tag, uid=owner.uid, gid=owner.gid)
+    directory = guest_directory(plan.tag)
     path = directory / MONITOR_NAME
-    path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(path))
         os.chown(path, owner.uid, owner.gid)
         listener.listen(4)
+        os.chown(directory, owner.uid, owner.gid)  # the last that root does in it by name
         tokens = {MONITOR_TOKEN: str(listener.fileno())}
         tokens |= {tap_token(netdev): tap.name for netdev, tap in taps}
         argv = [_filled(word, tokens) for word in plan.argv]
@@ -245,8 +245,11 @@ async def remove(rtnl: Rtnl, tag: str) -> tuple[str, ...]:
             await rtnl.delete_tap(link.name, alias=link.alias or "")
         except NetsetupError as exc:
             left.append(f"tap {link.name}: {exc.what}")
-    remove_guest_directory(tag)
-    return tuple(left)
+    try:
+        stays = remove_guest_directory(tag)
+    except HostError as exc:
+        stays = exc.problem.what
+    return (*left, stays) if stays else tuple(left)
 
 
 def last_words(log: Path) -> str | None:

@@ -1,6 +1,7 @@
 """Facts of both hosts, gathered side by side → a plan and its findings; nothing is touched."""
 
 import os.path
+import re
 import secrets
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -67,7 +68,7 @@ class Plan:
 
 def new_job_id(guest: str) -> str:
     """Return an id that people can say and that is nobody else's."""
-    name = "".join(c if c.isalnum() or c == "-" else "-" for c in guest).strip("-")[:24]
+    name = re.sub(r"[^A-Za-z0-9-]", "-", guest).strip("-")[:24]
     return f"{name or 'guest'}-{secrets.token_hex(3)}"
 
 

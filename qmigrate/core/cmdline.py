@@ -12,16 +12,19 @@ first, so that a line does not grow from host to host.
     -S -incoming -daemonize …    →  ours: -S -incoming defer, a monitor on an inherited socket
 """
 
+import hashlib
+import re
 from dataclasses import dataclass
 
 from qmigrate.core.argv import CommandLine, Option
 from qmigrate.core.guestline import opts_of
 from qmigrate.core.job import MONITOR_TOKEN, RUN_DIRECTORY, TwinPlan
 from qmigrate.core.mapping import mapped
-from qmigrate.core.model import Finding, GuestDetail
+from qmigrate.core.model import Finding, Guest, GuestDetail
 from qmigrate.core.rewriting import Work
 
 MONITOR_ID = "qmigrate-monitor"
+_PLAIN_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,59}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +47,24 @@ class Twin:
 
 
 def guest_tag(detail: GuestDetail) -> str:
-    """Return the id by which what a guest lives on is marked: its UUID, or else its name."""
+    """Return the id by which what a guest lives on is marked: its UUID, or else its name.
+
+    A name is its owner's to choose and root makes and removes directories by it: "..", what is
+    long or has other letters is replaced by something that no other name is replaced by. A guest
+    without either keeps the id under which it came here.
+    """
     guest = detail.guest
-    raw = guest.uuid or guest.name or f"pid-{guest.pid}"
-    return "".join(c if c.isalnum() or c in "-._" else "_" for c in raw)[:64]
+    raw = guest.uuid or guest.name or _home(guest) or f"pid-{guest.pid}-{guest.start_ticks}"
+    if _PLAIN_TAG.fullmatch(raw):
+        return raw
+    words = re.sub(r"[^\w.-]", "_", raw, flags=re.ASCII).lstrip(".-")[:40]
+    digest = hashlib.sha256(raw.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    return f"{words or 'guest'}-{digest}"
+
+
+def _home(guest: Guest) -> str | None:
+    found = re.fullmatch(rf"{RUN_DIRECTORY}/guests/([^/]+)/[^/]+", guest.monitor or "")
+    return found[1] if found else None
 
 
 def twin(

@@ -1,6 +1,7 @@
 """Directories and locks as root makes them, in a directory of the test's own."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -108,13 +109,43 @@ def test_a_job_s_places_come_and_go_and_its_logs_stay(run: Path) -> None:
 
 
 def test_a_guest_s_directory_is_its_user_s_alone_and_goes_with_it(run: Path) -> None:
-    path = guest_directory("u1", uid=NOBODY, gid=NOBODY)
+    path = guest_directory("u1")
     facts = path.stat()
-    assert (mode(path), facts.st_uid, facts.st_gid) == (0o700, NOBODY, NOBODY)
+    assert (mode(path), facts.st_uid, facts.st_gid) == (0o700, 0, 0)
     assert mode(path.parent) == 0o711
+    os.chown(path, NOBODY, NOBODY)
     (path / "pid").touch()
-    places.remove_guest_directory("u1")
+    (path / "link").symlink_to("/etc/passwd")
+    assert guest_directory("u1") == path
+    assert path.stat().st_uid == 0
+    assert list(path.iterdir()) == []  # what an earlier visit left is nobody's any more
+    assert places.remove_guest_directory("u1") is None
     assert not run.exists()
+
+
+@pytest.mark.parametrize("tag", ["", ".", "..", "a/b", "/", "../jobs", "a\n", "-x", "ü", "x" * 65])
+def test_a_guest_s_directory_is_never_another_one(run: Path, tag: str) -> None:
+    (run / "jobs" / "j1").mkdir(parents=True)
+    (run / "guests").mkdir()
+    before = run.stat()
+    with pytest.raises(HostError, match="cannot be the name"):
+        guest_directory(tag)
+    with pytest.raises(HostError, match="cannot be the name"):
+        places.remove_guest_directory(tag)
+    assert (run / "jobs" / "j1").is_dir()
+    assert run.stat().st_uid == before.st_uid
+
+
+def test_a_directory_that_a_guest_lives_in_is_left_alone(run: Path) -> None:
+    path = guest_directory("u1")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path / "monitor"))
+        listener.listen()
+        assert "a process listens in it" in (places.remove_guest_directory("u1") or "")
+        with pytest.raises(HostError, match="a process listens in it"):
+            guest_directory("u1")
+        assert (path / "monitor").exists()
+    assert places.remove_guest_directory("u1") is None
 
 
 def test_a_lock_is_held_once_and_names_its_holder(run: Path) -> None:

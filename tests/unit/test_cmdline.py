@@ -1,5 +1,6 @@
 """The running guest's line → its twin's, in all the forms that people write."""
 
+import re
 import shlex
 from dataclasses import replace
 
@@ -331,10 +332,45 @@ def test_nothing_is_dropped_without_a_word(texts: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("uuid", "name", "tag"),
-    [(UUID, "web1", UUID), (None, "web1", "web1"), (None, "a/b c", "a_b_c"), (None, None, "pid-7")],
+    [(UUID, "web1", UUID), (None, "web1", "web1"), (None, None, "pid-7-1")],
 )
 def test_what_a_guest_lives_on_is_marked_with_its_id(
     uuid: str | None, name: str | None, tag: str
 ) -> None:
     told = detail(("qemu",))
     assert guest_tag(replace(told, guest=replace(told.guest, uuid=uuid, name=name))) == tag
+
+
+ODD = (
+    ".",
+    "..",
+    "...",
+    ".hidden",
+    "-x",
+    "a/b",
+    "a_b",
+    "a b",
+    "../../etc",
+    "a\nb",
+    "\udcff",
+    "ü",
+    "x" * 300,
+)
+
+
+def test_an_odd_name_s_mark_is_a_plain_word_that_no_other_name_has() -> None:
+    told = detail(("qemu",))
+    tags = [guest_tag(replace(told, guest=replace(told.guest, uuid=None, name=n))) for n in ODD]
+    tags.append(guest_tag(replace(told, guest=replace(told.guest, uuid=None, name="x" * 299))))
+    assert all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", tag) for tag in tags), tags
+    assert len(set(tags)) == len(tags)
+
+
+def test_a_guest_without_a_name_keeps_its_mark_from_host_to_host() -> None:
+    told = detail(("qemu",))
+    guest = replace(told.guest, uuid=None, name=None)
+    first = guest_tag(replace(told, guest=guest))
+    there = replace(guest, pid=9, start_ticks=5, monitor=f"/run/qmigrate/guests/{first}/monitor")
+    assert guest_tag(replace(told, guest=there)) == first
+    away = replace(there, monitor="/run/qmigrate/guests/../x")
+    assert ".." not in guest_tag(replace(told, guest=away))

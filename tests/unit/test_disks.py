@@ -149,6 +149,5 @@ async def test_a_store_that_hangs_is_a_problem_of_its_image_alone(
 
 def test_a_lock_is_named_by_what_it_guards_and_is_always_a_file_name() -> None:
     assert source_key(7, 99) == "pid-7-99"
-    assert destination_key("web1", None) == "guest-web1"
-    assert destination_key("web1", "u-1") == "guest-u-1"
-    assert destination_key("../a b/c", None) == "guest-..__a_b_c".replace("..__", ".._")
+    assert destination_key("u-1") == "guest-u-1"
+    assert destination_key("../a b/c") == "guest-.._a_b_c"
