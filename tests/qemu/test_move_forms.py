@@ -137,7 +137,18 @@ def test_images_are_locked_by_the_side_that_has_the_guest(
     image = site.shared("disk.raw", 8)
     if kind == "qcow2":
         base, image = image, site.lab.images / "disk.qcow2"
-        command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, image]
+        command = [
+            "qemu-img",
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-F",
+            "raw",
+            "-b",
+            str(base),
+            str(image),
+        ]
         subprocess.run(command, check=True)
     drive = f"file={image},format={kind},if=virtio,cache=none"
     site.start(site.tiny(NAME, "-drive", drive, nics=0))
@@ -163,7 +174,7 @@ def test_firmware_in_flash_moves_with_its_variables(site: Site, firmware: str) -
     read_only, writable = site.lab.images / "code.fd", site.lab.images / "vars.fd"
     shutil.copyfile(code, read_only)
     shutil.copyfile(variables, writable)
-    flash = (
+    flash: tuple[str, ...] = (
         *("-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={read_only}"),
         *("-drive", f"if=pflash,unit=1,format=raw,file={writable}"),
     )

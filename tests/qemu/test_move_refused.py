@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,7 +52,7 @@ def refused(
     return done
 
 
-def plain(site: Site, *more: str, **changes: object) -> None:
+def plain(site: Site, *more: str, **changes: Any) -> None:
     """Start a guest that could move, but for `more`."""
     site.start(site.tiny(NAME, *more, **{"nics": 0, **changes}))
 
@@ -338,7 +339,7 @@ WRONG = {
     "unforceable rule": Wrong(("tiny1", "beta", "--force", "in-job"), 2, "cannot be forced"),
     "limits upside down": Wrong(("tiny1", "beta", "--downtime-limit", "500"), 2, "--max-downtime"),
     "no address": Wrong(("tiny1", "beta", "--address", "1.2.3"), 2, "--address"),
-    "where it is already": Wrong(("tiny1", "alpha"), 2, "no guest tiny1"),
+    "where it is already": Wrong(("tiny1", "alpha"), 2, "is on alpha already"),
     "from where it goes": Wrong(("tiny1", "alpha", "--from", "alpha"), 2, "no other host"),
 }
 
