@@ -4,20 +4,28 @@ A monitor that closes while the process lives is opened again, and what was miss
 asked for; only the pidfd says that QEMU has gone.
 """
 
+import os
+import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Self
 
 import trio
 
-from qmigrate.agent.twin import has_ended, wait_end
-from qmigrate.core.errors import MonitorError, MonitorLostError, MonitorSilentError
+from qmigrate.agent.twin import has_ended, pid_of, wait_end
+from qmigrate.core.errors import (
+    MonitorError,
+    MonitorLostError,
+    MonitorSilentError,
+    MonitorUnreachableError,
+)
 from qmigrate.core.model import RunState
 from qmigrate.core.takeover import Look
 from qmigrate.core.tuning import Options, Party, Tuning, restore, tune
 from qmigrate.qmp.client import QmpThread, open_monitor
 from qmigrate.qmp.events import Event, MigrationEvent, MigrationStatus
 from qmigrate.qmp.migration import Qemu
+from qmigrate.qmp.peer import dial, peer_pid
 
 REOPEN_PAUSE_S = 0.5  # before a monitor that closed is opened again
 REOPEN_DEADLINE_S = 5.0  # for its greeting
@@ -153,7 +161,11 @@ class Watched:
     async def _hold_once(self, deadline_s: float, *, first: bool) -> None:
         async with (
             open_monitor(
-                self._thread, self._path, name=self._name, greeting_deadline_s=deadline_s
+                self._thread,
+                self._path,
+                name=self._name,
+                greeting_deadline_s=deadline_s,
+                sock=self._dial(),
             ) as monitor,
             monitor.subscribe() as events,
         ):
@@ -166,6 +178,23 @@ class Watched:
                     await self._on_event(event)
             finally:
                 self._qemu = None
+
+    def _dial(self) -> socket.socket:
+        """Return a connection to this very process: its path may lead elsewhere by now.
+
+        It lies in a directory of the guest's user, who could put a link to another guest's in its
+        place. A twin's socket is listened at by this agent, which made it, until QEMU does.
+        """
+        sock = dial(self._path, name=self._name)
+        other = peer_pid(sock)
+        if other is not None and other in (pid_of(self.pidfd), os.getpid()):
+            return sock
+        sock.close()
+        raise MonitorUnreachableError(
+            f"{self._name}: at {self._path} listens process {other or 'of another namespace'}, "
+            "not the guest's QEMU; it is not talked to",
+            next_step=f"find out who has put it there: ls -la {self._path}; ss -xlp",
+        )
 
     async def _catch_up(self) -> None:
         """Ask for what was said while nobody listened."""

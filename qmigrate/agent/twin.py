@@ -205,6 +205,13 @@ def start_ticks(pid: int) -> int:
     return int(stat.rpartition(")")[2].split()[19])
 
 
+def pid_of(pidfd: int) -> int | None:
+    """Return the pid behind a pidfd; None once the process is gone."""
+    text = Path(f"/proc/self/fdinfo/{pidfd}").read_text(encoding="ascii")
+    pid = next(int(row.split()[1]) for row in text.splitlines() if row.startswith("Pid:"))
+    return pid if pid > 0 else None
+
+
 async def wait_end(pidfd: int) -> None:
     """Return when the process has ended; many tasks may wait."""
     own = os.dup(pidfd)  # trio lets one task wait for a descriptor
