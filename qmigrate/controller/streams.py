@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -107,6 +108,11 @@ class ProcessStream(CommandStream):
         await trio.lowlevel.checkpoint()
 
 
+# What paramiko raises once its connection is gone: also from a read or a close, since both send a
+# message of their own (seen: EOFError from packet.write_all when sshd hung up first).
+GONE = (OSError, EOFError)
+
+
 class ChannelStream(CommandStream):
     """A command at the other end of an SSH channel, without a thread: 400 us a round trip."""
 
@@ -119,7 +125,8 @@ class ChannelStream(CommandStream):
     def _drain(self) -> None:
         # The descriptor is readable for stderr too: left alone, the read loop would spin.
         while self._channel.recv_stderr_ready():
-            self._tail.add(self._channel.recv_stderr(READ_BYTES))
+            with suppress(*GONE):
+                self._tail.add(self._channel.recv_stderr(READ_BYTES))
 
     async def receive_some(self, max_bytes: int | None = READ_BYTES) -> bytes | bytearray:
         """Return what it printed; b"" at its end, or when the connection is gone."""
@@ -131,6 +138,8 @@ class ChannelStream(CommandStream):
             except TimeoutError:
                 await trio.lowlevel.wait_readable(self._fd)
                 continue
+            except GONE:
+                chunk = b""
             self._drain()
             return chunk
 
@@ -149,7 +158,7 @@ class ChannelStream(CommandStream):
             except TimeoutError:
                 await trio.sleep(WINDOW_RETRY_S)
                 continue
-            except (OSError, EOFError) as exc:
+            except GONE as exc:
                 raise trio.BrokenResourceError(str(exc)) from exc
             if sent == 0:
                 raise trio.BrokenResourceError("the channel is closed")
@@ -161,7 +170,10 @@ class ChannelStream(CommandStream):
 
     async def send_eof(self) -> None:
         """Close its stdin."""
-        await trio.to_thread.run_sync(self._channel.shutdown_write)
+        try:
+            await trio.to_thread.run_sync(self._channel.shutdown_write)
+        except GONE as exc:
+            raise trio.BrokenResourceError(str(exc)) from exc
 
     def last_words(self) -> str:
         """The end of its stderr so far."""
@@ -177,6 +189,6 @@ class ChannelStream(CommandStream):
 
     async def aclose(self) -> None:
         """Close the channel: the command's stdin and stdout end."""
-        with trio.CancelScope(shield=True):
+        with trio.CancelScope(shield=True), suppress(*GONE):
             await trio.to_thread.run_sync(self._channel.close)
         await trio.lowlevel.checkpoint()
