@@ -17,7 +17,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from qmigrate.agent import locks
+from qmigrate.agent import locks, log
 from qmigrate.agent.places import JobPlaces
 
 RESTARTS = 5  # an agent that dies this often dies of the job itself
@@ -68,8 +68,7 @@ def main(words: list[str]) -> int:
             return 0
         if status == KEEP_JOURNAL:
             break
-        sys.stderr.write(f"guardian: the agent of job {job} ended with status {status}\n")
-        sys.stderr.flush()
+        log.write(f"guardian: the agent of job {job} ended with status {status}\n")
     JobPlaces(job).door.unlink(missing_ok=True)
     locks.remove(key, inherited.lock)
     return 1

@@ -15,7 +15,6 @@ their side; what may follow what is decided nowhere but in the table.
 import json
 import os
 import signal
-import sys
 import time
 import traceback
 from abc import ABC, abstractmethod
@@ -27,7 +26,7 @@ from typing import Any
 
 import trio
 
-from qmigrate.agent import peer
+from qmigrate.agent import log, peer
 from qmigrate.agent.journal import VERSION, Entry, Journal
 from qmigrate.agent.places import JobPlaces
 from qmigrate.agent.protocol import codec
@@ -316,7 +315,13 @@ class JobAgent(ABC):
         """Keep the report, on disk and for who watches."""
         self.report = report
         text = json.dumps(codec.unstructure(report), indent=1)
-        Path(self.places.logs, "report.json").write_text(text, encoding="utf-8")
+        kept = Path(self.places.logs, "report.json")
+        fresh = kept.with_name(".report.json")
+        try:  # whole or not at all; who watches is told all the same
+            fresh.write_text(text, encoding="utf-8")
+            fresh.replace(kept)
+        except OSError as exc:
+            self.say(f"the report cannot be kept at {kept}: {exc.strerror}")
         self.tell(JobNote(report=report))
 
     # Words
@@ -333,8 +338,7 @@ class JobAgent(ABC):
 
     def say(self, text: str) -> None:
         """Write a line into the job's log (stderr, which the session redirected)."""
-        sys.stderr.write(f"{time.monotonic() - self.started_s:9.3f} {self.side}: {text}\n")
-        sys.stderr.flush()
+        log.write(f"{time.monotonic() - self.started_s:9.3f} {self.side}: {text}\n")
 
     def say_marks(self) -> None:
         """Write into the job's log when what happened."""
@@ -343,8 +347,7 @@ class JobAgent(ABC):
 
     def complain(self) -> None:
         """Write the exception being handled into the job's log."""
-        traceback.print_exc()
-        sys.stderr.flush()
+        log.write(traceback.format_exc())
 
 
 def boot_id() -> str:

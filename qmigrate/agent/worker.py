@@ -2,7 +2,6 @@
 
 import gc
 import os
-import sys
 
 import trio
 
@@ -77,7 +76,6 @@ async def _work(spec: JobSpec, places: JobPlaces, inherited: Inherited, again: b
             with trio.move_on_after(FLUSH_S):
                 await door.wait_alone()
             nursery.cancel_scope.cancel()
-        sys.stderr.flush()
         return KEEP_JOURNAL if agent.unheard else OVER
 
 
