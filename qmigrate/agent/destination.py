@@ -31,6 +31,8 @@ from qmigrate.qmp.introspect import shape
 
 D, DE, E = Destination, DestinationEvent, Effect
 
+LAST_COPY_INTERVAL_S = 1.0  # between questions to a silent twin that may be the last copy
+
 
 class DestinationAgent(JobAgent):
     """See the module; `spec.destination` says what to start."""
@@ -49,6 +51,7 @@ class DestinationAgent(JobAgent):
         self.facts: TwinFacts | None = None
         self.taps: tuple[tuple[str, Tap], ...] = ()
         self.run_it = True
+        self.alone = False  # the source's copy is gone
         self.announcing: Announcing
         self.resume_us: int | None = None
         self.loaded = trio.Event()  # nothing more will come, for better or worse
@@ -242,7 +245,7 @@ class DestinationAgent(JobAgent):
                 await self._say_ready(message)
             case peer.Go():
                 self.mark("go heard")
-                self.run_it = message.run
+                self.run_it, self.alone = message.run, message.alone
                 self.had = RunState.RUNNING if message.run else RunState.PAUSED
                 self.post(DE.GO)
             case peer.Ask():
@@ -375,6 +378,8 @@ class DestinationAgent(JobAgent):
         if not self.loaded.is_set():
             with trio.move_on_after(self.spec.patience.look_s):
                 await self.loaded.wait()
+        if self._looked is None and self.alone:
+            await self._look_for_ever()
         looked = self._looked
         if looked is None or self.qemu is None or self.qemu.has_ended():
             # It has never been told to run, so refusing is safe whatever hangs.
@@ -385,6 +390,20 @@ class DestinationAgent(JobAgent):
         else:
             what = f"QEMU is not ready to run the guest: {looked.state}, {looked.status}"
             self.post(DE.LOOKS_UNFIT, self.trouble("rolled-back", what))
+
+    async def _look_for_ever(self) -> None:
+        """Ask until QEMU answers or ends: this may be the last copy, and silence is no death."""
+        while self.qemu is not None and not self.qemu.has_ended() and self._looked is None:
+            try:
+                looked = await self.qemu.look()
+            except MonitorError as exc:
+                self.say(f"the twin is silent, and the only copy: {exc}")
+                await trio.sleep(LAST_COPY_INTERVAL_S)
+                continue
+            if looked.status.final:
+                self._looked = looked
+            else:
+                await trio.sleep(LAST_COPY_INTERVAL_S)
 
     async def _run(self) -> None:
         """Run the guest, or leave it as it was with its images ours."""

@@ -61,9 +61,13 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Go:
-    """The right to run the guest is offered. `run`: with cont; else it stays as it is."""
+    """The right to run the guest is offered. `run`: with cont; else it stays as it is.
+
+    `alone`: the source's own copy is gone, so a copy that is silent must not be given up for dead.
+    """
 
     run: bool
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -324,7 +324,7 @@ class SourceAgent(JobAgent):
         following, effects = source_step(self.state, event)
         if event is SE.CANCEL and following in (S.BACK, S.CANCELLING):
             self.cancelled = self.cancelled or self.problem is None
-        if following is not self.state:
+        if following is not self.state or event is SE.STUCK:  # STUCK again, until it is not
             self._deadline.cancel()
             self._wait_by_state(following)
         return following, effects
@@ -357,7 +357,7 @@ class SourceAgent(JobAgent):
             case E.MIGRATE_CANCEL:
                 await self._cancel()
             case E.SEND_GO:
-                await self.send(peer.Go(run=self.had in RUNS))
+                await self.send(peer.Go(run=self.had in RUNS, alone=self.qemu.has_ended()))
                 self.mark("go sent")
             case E.SEND_ASK:
                 await self.send(peer.Ask())

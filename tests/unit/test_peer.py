@@ -19,7 +19,7 @@ KNOWN: list[tuple[peer.Message, str]] = [
     (peer.Load("ram"), '{"socket":"ram","op":"Load"}'),
     (peer.Loading(), '{"op":"Loading"}'),
     (peer.Ready(), '{"op":"Ready"}'),
-    (peer.Go(run=True), '{"run":true,"op":"Go"}'),
+    (peer.Go(run=True), '{"run":true,"alone":false,"op":"Go"}'),
     (peer.Ask(), '{"op":"Ask"}'),
     (peer.Refuse("why"), '{"reason":"why","op":"Refuse"}'),
     (peer.Loaded(), '{"op":"Loaded"}'),
