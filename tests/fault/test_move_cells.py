@@ -77,6 +77,9 @@ CELLS = {
     "source QEMU, pre-switchover": Cell(
         ("source:before check:stop",), End.ENDED, 9, ("source",), act=kill_source
     ),
+    "source QEMU, between away and GO": Cell(
+        ("source:before send-go:stop",), End.DESTINATION, 0, act=kill_source
+    ),
     "source QEMU, between completed and away": Cell(
         ("source:before record away:stop",), End.DESTINATION, 0, act=kill_source
     ),
@@ -113,6 +116,25 @@ CELLS = {
         ("destination:after record running:kill",), End.DESTINATION, 0
     ),
 }
+
+# What an ordinary run takes; `pytest tests/fault --matrix` takes all.
+DAILY = frozenset(
+    {
+        "destination QEMU, prepare",
+        "destination QEMU, copy",
+        "destination QEMU, pre-switchover",
+        "destination QEMU, between away and GO",
+        "source QEMU, copy",
+        "source QEMU, between completed and away",
+        "source agent, held",
+        "source agent, before away",
+        "source agent, between away and GO",
+        "source agent, before proved",
+        "destination agent, loaded",
+        "destination agent, after GO is recorded",
+        "destination agent, after cont",
+    }
+)
 
 
 @pytest.mark.parametrize("name", CELLS)

@@ -21,6 +21,9 @@ pytestmark = [pytest.mark.fault, pytest.mark.qemu, pytest.mark.net]
 SLOW = ("--bandwidth", "1MiB")
 UPLINK = "uplink"  # a lab host's cable
 
+# Of the parametrised ones what an ordinary run takes; `pytest tests/fault --matrix` takes all.
+DAILY = frozenset({"before check", "before send-go", "both"})
+
 
 def _start(faulty: Faulty) -> None:
     faulty.site.start(faulty.tiny())
@@ -196,6 +199,23 @@ def test_ports_blocked_both_ways_are_named_with_the_rule_to_add(faulty: Faulty) 
     assert str(PORTS[0]) in moved.error, error
     assert any(word in error["next_step"] for word in ("nft", "iptables", "allow")), error
     assert error["host"], error
+    _assert_ended_on(faulty, struck, "alpha")
+
+
+def test_a_destination_that_dies_while_the_switchover_is_stuck_leaves_it_on_the_source(
+    faulty: Faulty,
+) -> None:
+    _start(faulty)
+    points = ["source:before migrate-continue:stop", "source:after migrate-continue:stop"]
+    struck = faulty.begin("tiny1", points=points)
+    held = struck.hold("source", "before migrate-continue")
+    with _cut(faulty, "beta"):  # what QEMU sends last does not arrive
+        held.release()
+        held = struck.hold("source", "after migrate-continue")
+        struck.kill_qemu("beta")
+    held.release()
+    moved = struck.finish()
+    assert moved.code == 5, moved.error
     _assert_ended_on(faulty, struck, "alpha")
 
 
