@@ -90,16 +90,25 @@ def read_line(seen: Process) -> CommandLine:
 
 
 def _read_config(pid: int, name: str) -> str:
-    """Read a file as the process sees its name: a regular one only, and never waiting."""
+    """Read a file as the process sees its name: a regular one only, and never waiting.
+
+    Anybody can start a process of this name with these words, so the file is looked at before it
+    is opened: to open /dev/watchdog as root is to reboot the host in a minute, a tape rewinds.
+    """
     here = process.PROC / str(pid)
     if inherited := re.fullmatch(r"(?:/dev|/proc/self)/fd/(\d+)", name):
         path = f"{here}/fd/{inherited[1]}"
     else:
         path = f"{here}/root{name}" if name.startswith("/") else f"{here}/cwd/{name}"
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    with os.fdopen(descriptor, errors="replace") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    seen = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(seen).st_mode):
             raise OSError(f"{name} is no regular file")
+        own = f"/proc/self/fd/{seen}"
+        descriptor = os.open(own, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    finally:
+        os.close(seen)
+    with os.fdopen(descriptor, errors="replace") as file:
         return file.read(CONFIG_BYTES)
 
 
