@@ -5,6 +5,7 @@ What cannot be asked over QMP is read off the command line, and `monitor_problem
 """
 
 import contextlib
+import json
 from dataclasses import dataclass, replace
 
 import trio
@@ -12,7 +13,14 @@ import trio
 from qmigrate.agent import guests, host, process
 from qmigrate.agent.monitors import open_guest
 from qmigrate.agent.process import Process
-from qmigrate.agent.protocol import GetHostFacts, GuestList, InspectGuest, ListGuests
+from qmigrate.agent.protocol import (
+    LINE_LIMIT,
+    GetHostFacts,
+    GuestList,
+    InspectGuest,
+    ListGuests,
+    codec,
+)
 from qmigrate.agent.server import AgentContext
 from qmigrate.agent.supervision import supervision_of
 from qmigrate.core.argv import CommandLine
@@ -24,6 +32,8 @@ from qmigrate.qmp.events import MigrationStatus
 from qmigrate.qmp.introspect import guest_facts, shape
 from qmigrate.qmp.migration import Qemu
 
+LIST_BYTES = LINE_LIMIT // 2  # of an answer for all guests together
+NAME_LETTERS = 200  # of a word of a guest that takes more than its share
 GUEST_DEADLINE_S = 3.0  # for what a list shows of one guest; a healthy one needs 20 ms
 INSPECT_DEADLINE_S = 20.0  # a shape is hundreds of questions of 1 ms, more under load
 
@@ -46,7 +56,42 @@ async def list_guests(ctx: AgentContext, request: ListGuests) -> GuestList:
     async with trio.open_nursery() as nursery:
         for seen in await trio.to_thread.run_sync(guests.find_guests):
             nursery.start_soon(look, seen)
-    return GuestList(tuple(sorted(found, key=lambda guest: (guest.name or "", guest.pid))))
+    return GuestList(
+        tuple(sorted(_fitting(found), key=lambda guest: (guest.name or "", guest.pid)))
+    )
+
+
+def _fitting(found: list[Guest]) -> list[Guest]:
+    """Cut short what takes more than its share of an answer, where not all of it fits.
+
+    Anybody can start a process that is named like a QEMU, with megabytes of words.
+    """
+    sizes = [len(json.dumps(codec.unstructure(guest))) for guest in found]
+    if sum(sizes) <= LIST_BYTES:
+        return found
+    share = LIST_BYTES // len(found)
+    return [
+        guest if size <= share else _cut_short(guest)
+        for guest, size in zip(found, sizes, strict=True)
+    ]
+
+
+def _cut_short(guest: Guest) -> Guest:
+    return replace(
+        guest,
+        argv=(),
+        disks=(),
+        nics=(),
+        executable=guest.executable[:NAME_LETTERS],
+        name=guest.name and guest.name[:NAME_LETTERS],
+        uuid=guest.uuid and guest.uuid[:NAME_LETTERS],
+        machine=guest.machine and guest.machine[:NAME_LETTERS],
+        accelerator=guest.accelerator and guest.accelerator[:NAME_LETTERS],
+        monitor=guest.monitor and guest.monitor[:NAME_LETTERS],
+        monitor_problem=guest.monitor_problem and guest.monitor_problem[:NAME_LETTERS],
+        monitor_fix=guest.monitor_fix and guest.monitor_fix[:NAME_LETTERS],
+        owner_reason="its command line is too long to be shown",
+    )
 
 
 async def inspect_guest(ctx: AgentContext, request: InspectGuest) -> GuestDetail:
