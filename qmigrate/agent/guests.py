@@ -188,14 +188,20 @@ def _tap_descriptors(line: CommandLine) -> dict[str, int]:
 
 
 def place_nics(nics: tuple[Nic, ...], pid: int, given: Mapping[str, int]) -> tuple[Nic, ...]:
-    """Fill in each card's tap, by its descriptor in `given` (netdev → number), and its bridge."""
+    """Fill in each card's tap, by its descriptor in `given` (netdev → number), and its bridge.
+
+    What the guest's user says of either counts only as far as the kernel bears it out: the twin
+    gets a tap in that bridge from root.
+    """
     taps = dict(process.taps(pid))
+    bridges = {host.bridge_of(tap) for tap in taps.values()}
 
     def place(nic: Nic) -> Nic:
-        tap = nic.tap or taps.get(given.get(nic.netdev or "", -1))
+        tap = nic.tap if nic.tap in taps.values() else taps.get(given.get(nic.netdev or "", -1))
         if tap is None and nic.backend in ("tap", "bridge") and len(taps) == len(nics) == 1:
             tap = next(iter(taps.values()))  # QEMU, or its helper, chose the name
-        return replace(nic, tap=tap, bridge=(host.bridge_of(tap) if tap else None) or nic.bridge)
+        said = nic.bridge if nic.bridge in bridges else None
+        return replace(nic, tap=tap, bridge=(host.bridge_of(tap) if tap else None) or said)
 
     return tuple(map(place, nics))
 

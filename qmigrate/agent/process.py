@@ -8,6 +8,9 @@ Functions raise `HostError` when the process has ended or may not be read.
 """
 
 import contextlib
+import ctypes
+import errno
+import fcntl
 import grp
 import os
 import pwd
@@ -23,6 +26,8 @@ PROC = Path("/proc")
 _QEMU = re.compile(r"\.?(qemu-system-[a-z0-9_]+|qemu-kvm|kvm)(-wrapped)?")  # NixOS wraps
 _DELETED = " (deleted)"
 _LISTENING, _CONNECTED = "01", "03"  # SS_UNCONNECTED with __SO_ACCEPTCON; SS_CONNECTED
+_SYS_PIDFD_GETFD = 438  # on every architecture
+_SIOCGSKNS = 0x894C  # linux/sockios.h: the network namespace of a socket, or of a tap
 _ACCEPTS = 0x10000  # __SO_ACCEPTCON, include/linux/net.h
 
 _LIMITS = {  # the words of /proc/PID/limits (fs/proc/base.c)
@@ -230,12 +235,45 @@ def unix_sockets(pid: int) -> tuple[UnixSocket, ...]:
 
 
 def taps(pid: int) -> tuple[tuple[int, str], ...]:
-    """Return the process's descriptors of tun and tap devices, each with its interface."""
+    """Return the process's descriptors of tun and tap devices, each with its interface.
+
+    Of this network namespace only: in one of his own anybody can make a tap of any name.
+    """
     found = []
     for descriptor, target in _descriptors(pid):
-        if target == "/dev/net/tun" and (interface := _fdinfo(pid, descriptor, "iff")):
+        if (
+            target == "/dev/net/tun"
+            and (interface := _fdinfo(pid, descriptor, "iff"))
+            and _is_of_our_network(pid, descriptor)
+        ):
             found.append((descriptor, interface))
     return tuple(sorted(found))
+
+
+def _is_of_our_network(pid: int, descriptor: int) -> bool:
+    """Ask a tap itself where it is; a kernel without pidfd_getfd (before 5.6) is not asked."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        tap = libc.syscall(_SYS_PIDFD_GETFD, pidfd, descriptor, 0)
+    finally:
+        os.close(pidfd)
+    if tap < 0:
+        return ctypes.get_errno() == errno.ENOSYS
+    try:
+        network = fcntl.ioctl(tap, _SIOCGSKNS)
+    except OSError:
+        return False
+    finally:
+        os.close(tap)
+    try:
+        theirs, ours = os.fstat(network), (PROC / "self" / "ns" / "net").stat()
+    finally:
+        os.close(network)
+    return (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)
 
 
 def _fdinfo(pid: int, descriptor: int, key: str) -> str | None:

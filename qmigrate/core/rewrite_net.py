@@ -39,7 +39,7 @@ def _tapped(work: Work, option: Option, opts: Opts) -> Option:
     number, work.nic_number = work.nic_number, work.nic_number + 1
     netdev = opts.get("id") or f"{option.flag}{number}"
     nic = _nic_of(work.detail, netdev, opts, number)
-    bridge = nic.bridge if nic else opts.get("br")
+    bridge = nic.bridge if nic else None  # what the line says of it, anybody can say
     if bridge is None:
         work.refuse(
             f"network card {netdev} hangs on {nic.tap if nic and nic.tap else 'a tap'}, which is "
