@@ -18,10 +18,11 @@ from dataclasses import dataclass
 
 from qmigrate.core.argv import CommandLine, Option
 from qmigrate.core.guestline import opts_of
-from qmigrate.core.job import MONITOR_TOKEN, RUN_DIRECTORY, TwinPlan
+from qmigrate.core.job import MONITOR_TOKEN, RUN_DIRECTORY, TOKEN_MARK, TwinPlan
 from qmigrate.core.mapping import mapped
 from qmigrate.core.model import Finding, Guest, GuestDetail
-from qmigrate.core.rewriting import Work
+from qmigrate.core.redact import redact_option
+from qmigrate.core.rewriting import Work, shown
 
 MONITOR_ID = "qmigrate-monitor"
 _PLAIN_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,59}")
@@ -90,12 +91,17 @@ def twin(
     for option in line.options:
         if option in ours:
             continue
+        if any(TOKEN_MARK in word for word in option.words()):
+            work.refuse(
+                f'{shown(option)}: "{TOKEN_MARK}" is where the destination puts in what it makes',
+                "start the guest without these words",
+            )
         for new, why in mapped(work, option):
             if new is not None:
                 options.append(new)
             if new != option:
-                after = " ".join(new.words()) if new else None
-                changes.append(Change(" ".join(option.words()), after, why))
+                after = " ".join(redact_option(new).words()) if new else None
+                changes.append(Change(" ".join(redact_option(option).words()), after, why))
     options = _with_machine(detail, options, changes)
     added = _added()
     changes += [Change(None, " ".join(option.words()), "qmigrate's own") for option in added]

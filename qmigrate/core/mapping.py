@@ -12,7 +12,7 @@ from qmigrate.core.argv import Option
 from qmigrate.core.guestline import YES, opts_of
 from qmigrate.core.rewrite_chardev import chardev, old_chardev, pidfile
 from qmigrate.core.rewrite_net import netdev
-from qmigrate.core.rewriting import Rule, Work, directory, drop, file, file_in, keep, refused
+from qmigrate.core.rewriting import Rule, Work, directory, drop, file, file_in, keep, refused, shown
 
 
 def mapped(work: Work, option: Option) -> Iterator[tuple[Option | None, str]]:
@@ -24,7 +24,7 @@ def mapped(work: Work, option: Option) -> Iterator[tuple[Option | None, str]]:
         yield from keep(work, option)
     else:
         work.refuse(
-            f"{' '.join(option.words())[:120]}: whether this can move is not known",
+            f"{shown(option)}: whether this can move is not known",
             "start the guest without it, or tell us what it needs",
         )
         yield option, "kept"
@@ -80,7 +80,7 @@ def _run_with(work: Work, option: Option) -> Iterator[tuple[Option | None, str]]
 
 def _port(work: Work, option: Option) -> Iterator[tuple[Option | None, str]]:
     work.warn(
-        f"{' '.join(option.words())[:120]}: a debugger has to connect to the destination",
+        f"{shown(option)}: a debugger has to connect to the destination",
         "connect there, or start the guest without it",
     )
     yield option, "kept"

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from qmigrate.core.argv import Option, parse_text
 from qmigrate.core.guestline import YES, opts_of
-from qmigrate.core.rewriting import Work, keep
+from qmigrate.core.rewriting import Work, keep, shown
 
 
 def pidfile(work: Work, option: Option) -> Iterator[tuple[Option | None, str]]:
@@ -19,25 +19,25 @@ _PORTS = ("tcp", "udp", "telnet", "websocket", "tn3270")
 
 def _backend(work: Work, option: Option, kind: str, *, listens: bool) -> None:
     """Judge a character device by what it is on this host."""
-    shown = " ".join(option.words())[:120]
+    words = shown(option)
     if kind in _HOST_DEVICES or kind.startswith("/dev/"):
         work.refuse(
-            f"{shown}: a device of this host", "connect it to a socket, or start without it"
+            f"{words}: a device of this host", "connect it to a socket, or start without it"
         )
     elif kind == "pipe":
-        work.refuse(f"{shown}: whoever reads the pipe stays on this host", "use a socket instead")
+        work.refuse(f"{words}: whoever reads the pipe stays on this host", "use a socket instead")
     elif kind in ("pty", "stdio"):
         work.warn(
-            f"{shown}: whoever looks at it here does not see the guest any more",
+            f"{words}: whoever looks at it here does not see the guest any more",
             "use a socket: it is made anew on the destination",
         )
     elif kind in _PORTS and listens:
         work.warn(
-            f"{shown}: the port is on the destination afterwards, and must be free there",
+            f"{words}: the port is on the destination afterwards, and must be free there",
             "connect there",
         )
     elif kind in _PORTS:
-        work.warn(f"{shown}: it connects anew from the destination", "see that it may from there")
+        work.warn(f"{words}: it connects anew from the destination", "see that it may from there")
 
 
 def old_chardev(work: Work, option: Option) -> Iterator[tuple[Option | None, str]]:
@@ -61,9 +61,9 @@ def old_chardev(work: Work, option: Option) -> Iterator[tuple[Option | None, str
 
 
 def _client(work: Work, option: Option, path: str) -> Iterator[tuple[Option | None, str]]:
-    shown = " ".join(option.words())[:120]
+    words = shown(option)
     work.refuse(
-        f"{shown}: whoever listens at {path} stays on this host",
+        f"{words}: whoever listens at {path} stays on this host",
         "let the guest listen instead (server=on)",
     )
     yield option, "kept"

@@ -8,8 +8,10 @@ from qmigrate.core.argv import Option
 from qmigrate.core.guestline import opts_of
 from qmigrate.core.job import TapPlan
 from qmigrate.core.model import Finding, GuestDetail, Severity
+from qmigrate.core.redact import redact_option
 
 RULE = "unmappable"
+SHOWN_LETTERS = 120
 
 
 @dataclass(slots=True)
@@ -49,6 +51,11 @@ class Work:
 Rule = Callable[[Work, Option], Iterator[tuple[Option | None, str]]]
 
 
+def shown(option: Option) -> str:
+    """Return the option for a sentence: without its secrets, and not too long."""
+    return " ".join(redact_option(option).words())[:SHOWN_LETTERS]
+
+
 def keep(work: Work, option: Option) -> Iterator[tuple[Option | None, str]]:
     """Leave the option as it is; refuse one that begins as JSON and is not."""
     if option.value and option.value.startswith("{") and not opts_of(option).items:
@@ -69,7 +76,7 @@ def refused(what: str, fix: str) -> Rule:
     """Return the rule that refuses an option by name."""
 
     def rule(work: Work, option: Option) -> Iterator[tuple[Option | None, str]]:
-        work.refuse(f"{' '.join(option.words())[:120]}: {what}", fix)
+        work.refuse(f"{shown(option)}: {what}", fix)
         yield option, "kept"
 
     return rule

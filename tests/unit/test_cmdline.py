@@ -374,3 +374,25 @@ def test_a_guest_without_a_name_keeps_its_mark_from_host_to_host() -> None:
     assert guest_tag(replace(told, guest=there)) == first
     away = replace(there, monitor="/run/qmigrate/guests/../x")
     assert ".." not in guest_tag(replace(told, guest=away))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-mysql password=hunter2",
+        "-chardev socket,id=c,host=h,port=1,password=hunter2",
+        "-chardev serial,id=c,path=/dev/ttyS0,password=hunter2",
+        "-object secret,id=s,data=hunter2 -add-fd fd=3,set=1,password=hunter2",
+    ],
+)
+def test_what_stands_in_the_way_is_said_without_its_secret(text: str) -> None:
+    found = made(text)
+    assert found.findings
+    assert "hunter2" not in repr(found.findings)
+    assert "hunter2" not in repr(found.changes)
+
+
+@pytest.mark.parametrize("token", [MONITOR_TOKEN, tap_token("n0"), "@qmigrate-tap:"])
+def test_a_guest_s_own_words_are_not_filled_in_for_ours(token: str) -> None:
+    found = made(f"-fw_cfg name=opt/x,string={token}")
+    assert [(f.rule, f.severity) for f in found.findings] == [("unmappable", Severity.BLOCKER)]
