@@ -198,7 +198,7 @@ async def run(context: Context, args: argparse.Namespace) -> int:
             view.warn(
                 "cancelling; once more to leave it to itself"
                 if count == 1
-                else f"leaving; job {view.job} goes on by itself"
+                else f"leaving; job {view.job} goes on by itself, with the wish to cancel"
             )
 
         move = Move(wish, view, reins, detach=args.detach)

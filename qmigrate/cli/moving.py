@@ -2,10 +2,11 @@
 
 import shlex
 import time
+from dataclasses import replace
 from typing import Any
 
 from qmigrate.cli.progress import ProgressView
-from qmigrate.cli.render import Output, printable
+from qmigrate.cli.render import Output, printable, problem_lines
 from qmigrate.controller.plan import Plan
 from qmigrate.controller.result import (
     Result,
@@ -26,14 +27,17 @@ RESULT_SCHEMA = "qmigrate.result/1"
 CHECK_SCHEMA = "qmigrate.check/1"
 REPORT_SCHEMA = "qmigrate.report/1"
 
+_AS_WISHED = (Outcome.CANCELLED, Outcome.DETACHED)  # not a success, but no error either
+
 
 class MoveView:
-    """Shows a move on its way."""
+    """Shows a move on its way, by one clock: the job's own, if another command began it."""
 
     def __init__(self, out: Output, view: ProgressView) -> None:
         self._out = out
         self._view = view
         self._began_s = time.monotonic()
+        self._job_began_s: float | None = None  # on that clock
         self.job: str | None = None
 
     def elapsed_s(self) -> float:
@@ -41,13 +45,17 @@ class MoveView:
         return time.monotonic() - self._began_s
 
     def progress(self, progress: Progress) -> None:
-        """Show how far it is."""
+        """Show how far it is; a job that began here counts from where it did."""
+        if self.job and progress.phase != "prepare":
+            if self._job_began_s is None:
+                self._job_began_s = max(0.0, self.elapsed_s() - progress.elapsed_s)
+            since_s = round(self._job_began_s + progress.elapsed_s, 3)
+            progress = replace(progress, elapsed_s=since_s)
         self._view.show(progress)
 
     def warn(self, text: str) -> None:
         """Show a sentence that does not stop anything."""
-        if not self._out.json:
-            self._out.say(printable(text))
+        self._view.say(text)
 
     def note(self, note: JobNote) -> None:
         """Show whatever a job's note holds."""
@@ -59,10 +67,8 @@ class MoveView:
             self.warn(f"{note.unknown.what}; {note.unknown.next_step}")
 
     def started(self, job: str) -> None:
-        """Remember and show the job's id."""
+        """Remember the job's id; the phase that begins it shows it."""
         self.job = job
-        if not self._out.json:
-            self._out.say(f"job {job}")
 
 
 def show_findings(out: Output, findings: tuple[Finding, ...]) -> None:
@@ -128,6 +134,8 @@ def show_plan(out: Output, plan: Plan) -> int:
     lines.append(shlex.join(argv))
     out.lines(lines)
     show_findings(out, plan.findings)
+    verdict = "would be refused" if refused else "would go ahead"
+    out.say(f"the move {verdict}; nothing was touched")
     return 3 if refused else 0
 
 
@@ -142,6 +150,8 @@ def show_result(out: Output, result: Result) -> int:
     if result.outcome is Outcome.MIGRATED:
         out.lines([_sentence(result)])
         _show_rest(out, result)
+    elif result.outcome in _AS_WISHED and result.problem is not None:
+        out.say("\n".join(problem_lines(result.problem)))
     elif result.problem is not None and not (findings and result.exit_code == 3):
         out.problem(result.problem)
     if result.outcome is Outcome.REFUSED:
@@ -166,7 +176,9 @@ def show_report(out: Output, report: JobReport) -> int:
         return code
     more = f", blackout {blackout:.1f} ms" if blackout is not None else ""
     out.lines([f"job {report.job}: {report.outcome}{more}"])
-    if report.problem is not None:
+    if report.outcome in _AS_WISHED and report.problem is not None:
+        out.say("\n".join(problem_lines(report.problem)))
+    elif report.problem is not None:
         out.problem(report.problem)
     return code
 
@@ -190,7 +202,8 @@ def _show_rest(out: Output, result: Result) -> None:
         return
     out.say("the memory travelled in plain text: move over wires that you trust")
     if report.announced and report.announced.note:
-        out.say(f"announced: {report.announced.note}")
+        sent = "announced" if report.announced.sent else "not announced"
+        out.say(f"{sent}: {report.announced.note}")
     for event in report.guest_events:
         out.say(f"meanwhile the guest {event}")
     for left in report.leftovers:

@@ -27,6 +27,9 @@ class ProgressView(Protocol):
     def show(self, progress: Progress) -> None:
         """Take one event; must not block for long and must not raise."""
 
+    def say(self, text: str) -> None:
+        """Show a sentence for people that stays."""
+
 
 class Ratchet:
     """Keeps a percentage between 0 and 100 and from going back; once known it stays known."""
@@ -83,6 +86,10 @@ class LineView:
             self._shown = progress
             self._out.say(line(progress))
 
+    def say(self, text: str) -> None:
+        """Write a line."""
+        self._out.say(printable(text))
+
 
 class JsonView:
     """Every event as one JSON object a line, schema ``qmigrate.progress/1``."""
@@ -96,11 +103,15 @@ class JsonView:
         event = asdict(self._ratchet.hold(progress))
         self._out.say(json.dumps({"schema": "qmigrate.progress/1", **event}))
 
+    def say(self, text: str) -> None:
+        """Leave it out: stderr holds one JSON object a line."""
+
 
 @dataclass(slots=True)
 class _Phase:
     name: str
     began_s: float
+    text: str | None  # what it began with, as a job's id
 
 
 class TtyView:
@@ -118,14 +129,19 @@ class TtyView:
         self._elapsed_s = progress.elapsed_s
         if self._phase is None or self._phase.name != progress.phase:
             self.end_phase()
-            self._phase = _Phase(progress.phase, progress.elapsed_s)
+            self._phase = _Phase(progress.phase, progress.elapsed_s, progress.text)
         self._redraw(tty_line(progress))
+
+    def say(self, text: str) -> None:
+        """Leave a line above the one that is redrawn."""
+        self._keep(printable(text))
 
     def end_phase(self) -> None:
         """Leave the current phase's line behind."""
         if self._phase:
             duration = human_seconds(self._elapsed_s - self._phase.began_s)
-            self._keep(f"{printable(self._phase.name):<11} {duration:>8}")
+            words = f"{printable(self._phase.name):<11} {duration:>8}  "
+            self._keep((words + printable(self._phase.text or "")).rstrip())
             self._phase = None
 
 

@@ -6,6 +6,8 @@ from qmigrate.cli.context import Context
 from qmigrate.cli.jobs import add_job, agents_of
 from qmigrate.cli.migrate import _positive, _rate
 
+_LIMITS = "name a limit: --bandwidth, --downtime-limit, --max-downtime"
+
 NAME = "set"
 HELP = "change the limits of a move that is under way"
 EXAMPLES = """\
@@ -27,7 +29,7 @@ async def run(context: Context, args: argparse.Namespace) -> int:
     from qmigrate.core.errors import QmigrateError, UsageError
 
     if args.downtime_limit is args.max_downtime is args.bandwidth is None:
-        raise UsageError("nothing to set", next_step="name a limit: --bandwidth, --max-downtime")
+        raise UsageError("nothing to set", next_step=_LIMITS)
     problem: QmigrateError | None = None
     async with agents_of(context, args) as (job, agents):
         for agent in agents:

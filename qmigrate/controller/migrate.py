@@ -110,7 +110,7 @@ class Move:
         if not sources:
             raise UsageError(
                 f"there is no other host than {wish.destination.name} to look for {wish.guest} on",
-                next_step="say where it is: --from HOST",
+                next_step=f"say where it is, if not on {wish.destination.name}: --from HOST",
             )
         opened = await stack.enter_async_context(open_agents((wish.destination, *sources)))
         destination, *others = opened

@@ -42,7 +42,7 @@ def test_the_line_is_redrawn_and_the_phases_stay() -> None:
         "result"
     ]
     for phase in ("connect        1.0 s", "copy           2.0 s", "handover        0 ms"):
-        assert phase + "\r\n" in text
+        assert f"{phase}  disk [sda]\r\n" in text  # and what it began with
 
 
 def test_the_terminal_is_whole_after_a_failure() -> None:

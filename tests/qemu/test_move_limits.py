@@ -148,7 +148,7 @@ def test_a_second_ctrl_c_leaves_and_the_job_ends_by_itself(site: Site) -> None:
     site.start(site.slow(seconds=LONG_S, memory_mib=256))
     site.await_life(NAME)
     moving = site.begin("migrate", NAME, "beta", *SLOWLY)
-    job = moving.until(lambda line: line.startswith("job ")).split()[1]
+    job = moving.until(lambda line: "  job " in line).split()[-1]
     moving.until(_copies)
     # Its source's agent stands still, so that the first one is not answered yet.
     with site.stopped("alpha", f"worker {job}"):

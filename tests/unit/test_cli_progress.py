@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from qmigrate.cli.moving import MoveView
 from qmigrate.cli.progress import (
     JsonView,
     LineView,
@@ -145,6 +146,29 @@ def test_a_phase_that_has_ended_stays_above_with_its_duration() -> None:
         "switchover    59.9 s",
         "handover        0 ms",
     ]
+
+
+def test_a_job_that_begins_here_counts_on_where_the_command_was() -> None:
+    stderr = io.StringIO()
+    out = Output(stderr=stderr)
+    view = MoveView(out, JsonView(out))
+    view.progress(progress("prepare", 0.5, text="job web1-3fa9c2"))
+    view.started("web1-3fa9c2")
+    view._began_s -= 2.0  # so long ago
+    view.progress(progress("copy", 0.25))
+    view.progress(progress("copy", 1.25))
+    view.warn("the guest writes faster than it is copied")
+    shown = [json.loads(text)["elapsed_s"] for text in stderr.getvalue().splitlines()]
+    assert shown == [0.5, pytest.approx(2.0, abs=0.2), pytest.approx(3.0, abs=0.2)]
+
+
+def test_a_job_of_another_command_counts_by_its_own_clock() -> None:
+    stderr = io.StringIO()
+    out = Output(stderr=stderr)
+    view = MoveView(out, LineView(out))
+    view.progress(progress("copy", 7.0))
+    view.warn("limit raised to 40 ms\x1b[2J")
+    assert stderr.getvalue() == "   7.0 s  copy\nlimit raised to 40 ms\\x1b[2J\n"
 
 
 @given(st.lists(st.none() | st.floats(-10, 200)))
