@@ -6,6 +6,7 @@ hardware or device-mapper reports must agree.
 """
 
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from qmigrate.agent.protocol import DiskProof, DiskProofs, ProveDisks, SeeDisks
 from qmigrate.agent.server import AgentContext
 
 NONCE_PREFIX = ".qmigrate-"
+_NONCE = re.compile(rf"{re.escape(NONCE_PREFIX)}[0-9a-f]{{16}}")
 LOOK_DEADLINE_S = 10.0  # for a stat on a store that may hang (a hard NFS mount does for ever)
 
 
@@ -79,18 +81,24 @@ def _nonce_beside(path: str) -> Iterator[DiskProof]:
         yield proof
         return
     name = f"{NONCE_PREFIX}{secrets.token_hex(8)}"
-    beside = os.path.join(os.path.dirname(os.path.realpath(path)), name)  # noqa: PTH118, PTH120
+    beside = os.path.dirname(os.path.realpath(path))  # noqa: PTH120
+    directory = -1
     try:
-        descriptor = os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        # Held, so that the file goes from where it was made: the directory may be anybody's.
+        directory = os.open(beside, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+        os.close(os.open(name, flags, 0o600, dir_fd=directory))
     except OSError as exc:
+        if directory >= 0:
+            os.close(directory)
         yield DiskProof(path, problem=f"no file can be made beside it: {exc.strerror}")
         return
-    os.close(descriptor)
     try:
         yield DiskProof(path, name, proof.size_bytes, proof.identity)
     finally:
         with suppress(FileNotFoundError):  # somebody tidied up
-            os.unlink(beside)  # noqa: PTH108
+            os.unlink(name, dir_fd=directory)
+        os.close(directory)
 
 
 def _look_for(proof: DiskProof) -> DiskProof:
@@ -98,7 +106,7 @@ def _look_for(proof: DiskProof) -> DiskProof:
     if here.problem or here.size_bytes is None:
         return here
     seen = None
-    if proof.nonce is not None:
+    if proof.nonce is not None and _NONCE.fullmatch(proof.nonce):  # "." is everywhere
         directory = os.path.dirname(os.path.realpath(proof.path))  # noqa: PTH120
         seen = os.path.exists(os.path.join(directory, proof.nonce))  # noqa: PTH110, PTH118
     return DiskProof(proof.path, proof.nonce, here.size_bytes, here.identity, None, seen)

@@ -151,3 +151,26 @@ def test_a_lock_is_named_by_what_it_guards_and_is_always_a_file_name() -> None:
     assert source_key(7, 99) == "pid-7-99"
     assert destination_key("u-1") == "guest-u-1"
     assert destination_key("../a b/c") == "guest-.._a_b_c"
+
+
+@pytest.mark.parametrize("name", [".", "..", "d", "../store/d", "/etc/passwd", ".qmigrate-x", ""])
+async def test_what_is_no_nonce_of_ours_proves_nothing(tmp_path: Path, name: str) -> None:
+    (tmp_path / "d").touch()
+    (tmp_path / ".qmigrate-x").touch()
+    told = DiskProof(str(tmp_path / "d"), name, 0, "inode 1")
+    assert not disks._look_for(told).seen
+
+
+def test_a_nonce_goes_from_where_it_was_made_though_the_directory_was_swapped(
+    tmp_path: Path,
+) -> None:
+    theirs, other = tmp_path / "theirs", tmp_path / "other"
+    theirs.mkdir()
+    other.mkdir()
+    (theirs / "d").touch()
+    with disks._nonce_beside(str(theirs / "d")) as proof:
+        theirs.rename(tmp_path / "moved")
+        theirs.symlink_to(other)
+        (other / str(proof.nonce)).touch()
+    assert [path.name for path in (tmp_path / "moved").iterdir()] == ["d"]
+    assert (other / str(proof.nonce)).exists()
