@@ -29,8 +29,11 @@ async def run(context: Context, args: argparse.Namespace) -> int:
     from qmigrate.controller.plan import Plan
 
     with open_progress(context.out) as progress:
-        move = Move(wish, MoveView(context.out, progress), Reins(trio.Event(), trio.Event()))
-        plan = await move.run(plan_only=True)
+        view = MoveView(context.out, progress)
+        try:
+            plan = await Move(wish, view, Reins(trio.Event(), trio.Event())).run(plan_only=True)
+        finally:
+            view.ended()
     if not isinstance(plan, Plan):
         raise TypeError("a plan was asked for")
     return show_check(context.out, plan)

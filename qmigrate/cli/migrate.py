@@ -212,6 +212,7 @@ async def run(context: Context, args: argparse.Namespace) -> int:
             error = _only(group)
             if isinstance(error, BlockedByFindings):
                 findings = error.findings
+        view.ended()
         if done is None:
             done = Result(
                 job=view.job,

@@ -53,6 +53,10 @@ class MoveView:
             progress = replace(progress, elapsed_s=since_s)
         self._view.show(progress)
 
+    def ended(self) -> None:
+        """Show that it is over, one way or the other."""
+        self._view.end(self.elapsed_s())
+
     def warn(self, text: str) -> None:
         """Show a sentence that does not stop anything."""
         self._view.say(text)

@@ -30,6 +30,9 @@ class ProgressView(Protocol):
     def say(self, text: str) -> None:
         """Show a sentence for people that stays."""
 
+    def end(self, elapsed_s: float) -> None:
+        """Take note that the last phase ended at that age."""
+
 
 class Ratchet:
     """Keeps a percentage between 0 and 100 and from going back; once known it stays known."""
@@ -90,6 +93,9 @@ class LineView:
         """Write a line."""
         self._out.say(printable(text))
 
+    def end(self, elapsed_s: float) -> None:
+        """Add nothing: what follows in the log says it."""
+
 
 class JsonView:
     """Every event as one JSON object a line, schema ``qmigrate.progress/1``."""
@@ -105,6 +111,9 @@ class JsonView:
 
     def say(self, text: str) -> None:
         """Leave it out: stderr holds one JSON object a line."""
+
+    def end(self, elapsed_s: float) -> None:
+        """Add nothing: the result has the phases."""
 
 
 @dataclass(slots=True)
@@ -135,6 +144,11 @@ class TtyView:
     def say(self, text: str) -> None:
         """Leave a line above the one that is redrawn."""
         self._keep(printable(text))
+
+    def end(self, elapsed_s: float) -> None:
+        """Leave the last phase's line behind."""
+        self._elapsed_s = max(self._elapsed_s, elapsed_s)
+        self.end_phase()
 
     def end_phase(self) -> None:
         """Leave the current phase's line behind."""

@@ -233,11 +233,17 @@ def run(options: Options) -> int:
             json.dump(results, sys.stdout, indent=1)
             print()
         else:
-            say("\nboth moves succeeded, nothing is left" if good else "\nsomething went wrong")
+            end = _KEPT.format(lab=options.lab) if options.keep else "nothing is left"
+            say(f"\nboth moves succeeded, {end}" if good else "\nsomething went wrong")
         return 0 if good else 1
     finally:
         if not options.keep:
             lab.down()
+
+
+_KEPT = """the lab and its guest are kept
+look around:    .venv/bin/qmigrate lab exec --lab {lab} client -- qmigrate list
+remove it all:  .venv/bin/qmigrate lab down --lab {lab}"""
 
 
 def _good(result: dict[str, Any]) -> bool:
