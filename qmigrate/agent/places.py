@@ -14,6 +14,7 @@
 import os
 import re
 import shutil
+import socket
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
@@ -165,9 +166,26 @@ def _guest_path(tag: str) -> Path:
 
 
 def _is_lived_in(path: Path) -> bool:
-    """Tell whether a process of this network namespace has a socket that is bound in `path`."""
-    table = Path("/proc/net/unix").read_text(encoding="utf-8", errors="replace")
-    return any(f" {path}/" in row for row in table.splitlines())
+    """Tell whether a process listens at a socket in `path`, as every twin of ours does.
+
+    Asked by a connect: in /proc/net/unix a name with a newline can forge any row.
+    """
+    with os.scandir(path) as entries:
+        return any(
+            stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode) and _answers(entry.path)
+            for entry in entries
+        )
+
+
+def _answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(path)
+        except BlockingIOError:  # so many wait for it already
+            return True
+        except OSError:
+            return False
+        return True
 
 
 def _remove_if_empty(path: Path) -> None:
