@@ -1,6 +1,5 @@
 """The destination's side of a job: makes the twin, loads, and decides once whether it takes GO."""
 
-import os
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,10 @@ from netsetup.links import Tap
 from netsetup.rtnl import Rtnl
 from qmigrate.agent import peer, twin
 from qmigrate.agent.announcing import Announcing
+from qmigrate.agent.deciding import look, look_ahead, run_guest
 from qmigrate.agent.job import JobAgent
 from qmigrate.agent.monitoring import Looked, Watched
-from qmigrate.core.errors import CommandError, HostError, MonitorError, Problem, QmigrateError
+from qmigrate.core.errors import HostError, MonitorError, Problem, QmigrateError
 from qmigrate.core.handover import (
     Destination,
     DestinationEvent,
@@ -30,8 +30,6 @@ from qmigrate.qmp.events import Event, MigrationEvent, MigrationStatus, ResumeEv
 from qmigrate.qmp.introspect import shape
 
 D, DE, E = Destination, DestinationEvent, Effect
-
-LAST_COPY_INTERVAL_S = 1.0  # between questions to a silent twin that may be the last copy
 
 
 class DestinationAgent(JobAgent):
@@ -56,7 +54,7 @@ class DestinationAgent(JobAgent):
         self.resume_us: int | None = None
         self.loaded = trio.Event()  # nothing more will come, for better or worse
         self.resumed = trio.Event()
-        self._looked: Looked | None = None
+        self.looked: Looked | None = None
         self.left: tuple[str, ...] = ()
         self._unstarted = False  # the twin could not be made
         self._patience: trio.CancelScope | None = None
@@ -178,7 +176,7 @@ class DestinationAgent(JobAgent):
         if self.endpoint is not None:
             self.endpoint.set_peer(entry.peer)
         looked = Looked.gone()
-        pidfd = open_process(entry.pid, entry.start_ticks)
+        pidfd = twin.open_process(entry.pid, entry.start_ticks)
         if pidfd is not None and entry.pid is not None and entry.monitor is not None:
             started = twin.Twin(pidfd=pidfd, pid=entry.pid, start_ticks=0, monitor=entry.monitor)
             try:
@@ -192,7 +190,7 @@ class DestinationAgent(JobAgent):
             entry.record, looked.look, looked.state, run_it=self.run_it
         )
         if looked.completed:
-            self._looked = looked
+            self.looked = looked
             self.loaded.set()
         await self.carry_out(effects)
 
@@ -293,7 +291,7 @@ class DestinationAgent(JobAgent):
             case MigrationEvent(status=MigrationStatus.COMPLETED):
                 self.mark("loaded")
                 await self.fault("at loaded")
-                self.nursery.start_soon(self._look_ahead)
+                self.nursery.start_soon(look_ahead, self)
             case MigrationEvent(status=MigrationStatus.FAILED):
                 self.loaded.set()  # nothing more will come
                 self._fail(await self._load_failure())
@@ -325,9 +323,9 @@ class DestinationAgent(JobAgent):
         """Carry out one effect on the destination."""
         match effect:
             case E.LOOK:
-                await self._look()
+                await look(self)
             case E.RUN:
-                await self._run()
+                await run_guest(self)
             case E.ANNOUNCE:
                 await self._announce()
                 self.nursery.start_soon(self._restore)
@@ -364,92 +362,6 @@ class DestinationAgent(JobAgent):
         answer = E.ANSWER_REFUSED if self.state is D.REFUSED else E.ANSWER_RETURNED
         await self.effect(answer)
 
-    async def _look_ahead(self) -> None:
-        """Ask QEMU what it has as soon as it says that it has everything: GO is on its way."""
-        try:
-            if self.qemu is not None:
-                self._looked = await self.qemu.look()
-        except MonitorError as exc:
-            self.say(f"QEMU is loaded and cannot be asked: {exc}")
-        self.loaded.set()
-
-    async def _look(self) -> None:
-        """Say, once GO has come, whether QEMU has everything, is alive and was not started."""
-        if not self.loaded.is_set():
-            with trio.move_on_after(self.spec.patience.look_s):
-                await self.loaded.wait()
-        if self._looked is None and self.alone:
-            await self._look_for_ever()
-        looked = self._looked
-        if looked is None or self.qemu is None or self.qemu.has_ended():
-            # It has never been told to run, so refusing is safe whatever hangs.
-            what = "QEMU did not say in time that it has loaded the guest"
-            self.post(DE.LOOKS_UNFIT, self.trouble("rolled-back", what))
-        elif looked.completed and looked.state is not RunState.INMIGRATE:
-            self.post(DE.LOOKS_LOADED)
-        else:
-            what = f"QEMU is not ready to run the guest: {looked.state}, {looked.status}"
-            self.post(DE.LOOKS_UNFIT, self.trouble("rolled-back", what))
-
-    async def _look_for_ever(self) -> None:
-        """Ask until QEMU answers or ends: this may be the last copy, and silence is no death."""
-        while self.qemu is not None and not self.qemu.has_ended() and self._looked is None:
-            try:
-                looked = await self.qemu.look()
-            except MonitorError as exc:
-                self.say(f"the twin is silent, and the only copy: {exc}")
-                await trio.sleep(LAST_COPY_INTERVAL_S)
-                continue
-            if looked.status.final:
-                self._looked = looked
-            else:
-                await trio.sleep(LAST_COPY_INTERVAL_S)
-
-    async def _run(self) -> None:
-        """Run the guest, or leave it as it was with its images ours."""
-        if self.qemu is None:
-            return
-        try:
-            if not self.run_it:
-                await self.qemu.qemu.blockdev_set_active(active=True)
-                self.post(DE.RUNS)
-                return
-            self.mark("cont")
-            await self.qemu.qemu.cont()
-            self.mark("cont answered")
-        except CommandError as exc:
-            self.post(DE.CONT_REFUSED, exc.problem)
-            return
-        except MonitorError as exc:
-            self.post(DE.CONT_UNKNOWN, exc.problem)
-            self.nursery.start_soon(self._seek_running)
-            return
-        with trio.move_on_after(self.spec.patience.resume_s):
-            await self.resumed.wait()
-        try:
-            state = await self.qemu.qemu.status()
-        except MonitorError as exc:
-            self.post(DE.CONT_UNKNOWN, exc.problem)
-            self.nursery.start_soon(self._seek_running)
-            return
-        if state in RUNS or self.resumed.is_set():
-            self.post(DE.RUNS)
-        else:
-            what = f"cont was taken and the guest is {state}"
-            self.post(DE.CONT_UNKNOWN, self.trouble("unknown-outcome", what))
-            self.nursery.start_soon(self._seek_running)
-
-    async def _seek_running(self) -> None:
-        """Ask again until QEMU says what came of cont."""
-        while self.state in (D.GO, D.GO_AGAIN):
-            await trio.sleep(1.0)
-            try:
-                if self.qemu and await self.qemu.qemu.status() in RUNS:
-                    self.post(DE.RUNS)
-                    return
-            except MonitorError:
-                continue
-
     async def _announce(self) -> None:
         await self.announcing.fire(self.nursery)
         if self.qemu is not None and self.run_it:
@@ -483,21 +395,3 @@ class DestinationAgent(JobAgent):
             await twin.kill(self.qemu.pidfd)
         except QmigrateError as exc:
             self.left += (exc.problem.what,)
-
-
-def open_process(pid: int | None, start_ticks: int | None) -> int | None:
-    """Return a pidfd of the process that a journal names; None if it has ended."""
-    if pid is None or start_ticks is None:
-        return None
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return None
-    try:
-        same = twin.start_ticks(pid) == start_ticks and not twin.has_ended(pidfd)
-    except FileNotFoundError:
-        same = False
-    if not same:
-        os.close(pidfd)
-        return None
-    return pidfd

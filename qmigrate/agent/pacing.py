@@ -9,6 +9,7 @@ from typing import Protocol
 import trio
 
 from qmigrate.agent.monitoring import Watched
+from qmigrate.agent.protocol import SetJob
 from qmigrate.core.convergence import GiveUp, RaiseLimit, Sample, decide, remember
 from qmigrate.core.errors import MonitorError, RolledBackError
 from qmigrate.core.job import JobNote, Limits
@@ -41,6 +42,11 @@ class _Shown:
     percent: float = 0.0
 
 
+def options_of(limits: Limits) -> Options:
+    """Return what the tuning table needs of the user's limits."""
+    return Options(downtime_limit_ms=limits.downtime_ms, bandwidth_bps=limits.bandwidth_bps or None)
+
+
 class Pace:
     """One copy's pace; `give_up` is called at most once."""
 
@@ -70,6 +76,21 @@ class Pace:
                 return
             await trio.sleep(LOOK_INTERVAL_S)
 
+    async def change(self, request: SetJob) -> str:
+        """Change the limits, of a copy under way at once; return what holds now, in words."""
+        asked = {
+            name: value
+            for name in ("downtime_ms", "max_downtime_ms", "bandwidth_bps")
+            if (value := getattr(request, name)) is not None
+        }
+        limits = self._copy.limits = replace(self._copy.limits, **asked)
+        if self._copying():
+            await self._copy.qemu.qemu.set_tuning(change(options_of(limits)))
+        return (
+            f"downtime limit {limits.downtime_ms} ms, at most {limits.max_downtime_ms} ms, "
+            f"bandwidth {limits.bandwidth_bps or 'unlimited'}"
+        )
+
     async def _judge(self, progress: MigrationProgress) -> str | None:
         """Apply `core.convergence`; return why to give up, if so."""
         now_s, limits = time.monotonic(), self._copy.limits
@@ -94,10 +115,7 @@ class Pace:
             case RaiseLimit(limit_ms=limit_ms, reason=reason):
                 self._raised_at_s = now_s
                 self._copy.limits = replace(limits, downtime_ms=limit_ms)
-                options = Options(
-                    downtime_limit_ms=limit_ms, bandwidth_bps=limits.bandwidth_bps or None
-                )
-                await self._copy.qemu.qemu.set_tuning(change(options))
+                await self._copy.qemu.qemu.set_tuning(change(options_of(self._copy.limits)))
                 self._copy.say(reason)
                 self._copy.tell(JobNote(warning=reason))
             case GiveUp(reason=reason):

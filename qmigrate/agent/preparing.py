@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from qmigrate.agent import peer
+from qmigrate.agent.pacing import options_of
 from qmigrate.core.errors import HostError, MonitorError, Problem, QmigrateError
 from qmigrate.core.handover import SourceEvent
 from qmigrate.core.job import TwinFacts
@@ -56,7 +57,7 @@ class Preparation:
                     Problem("blocked", what, "prepare", agent.spec.peer_host, None, next_step),
                 )
                 return
-            await agent.qemu.tune(Party.SOURCE, agent.options())
+            await agent.qemu.tune(Party.SOURCE, options_of(agent.limits))
             await self._join()
             agent.post(SourceEvent.START)
         except QmigrateError as exc:

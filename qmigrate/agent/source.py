@@ -6,18 +6,14 @@ from typing import Any
 
 import trio
 
-from netsetup.errors import NetsetupError
 from netsetup.rtnl import Rtnl
 from qmigrate.agent import peer, twin
 from qmigrate.agent.announcing import Learning
-from qmigrate.agent.destination import open_process
+from qmigrate.agent.ending import announce, clean, end, quit_qemu, return_guest, unknown
 from qmigrate.agent.job import JobAgent
 from qmigrate.agent.monitoring import Looked, Watched
 from qmigrate.agent.pacing import Pace
 from qmigrate.agent.preparing import SOCKET, Preparation
-from qmigrate.agent.protocol import SetJob
-from qmigrate.agent.reporting import report_of
-from qmigrate.agent.units import enabled_at_boot, stop_unit
 from qmigrate.core.errors import (
     CommandError,
     GuestEndedError,
@@ -43,9 +39,8 @@ from qmigrate.core.job import (
     SourceSpec,
 )
 from qmigrate.core.model import RUNS, Address, RunState, Side
-from qmigrate.core.takeover import Return, how_to_return, source_after
+from qmigrate.core.takeover import source_after
 from qmigrate.core.timeline import ClockOffset
-from qmigrate.core.tuning import Options, change
 from qmigrate.qmp.events import (
     Event,
     MigrationEvent,
@@ -137,7 +132,7 @@ class SourceAgent(JobAgent):
             self.post(SE.GIVE_UP, exc.problem)
 
     async def _hold(self, pid: int, start_ticks: int, monitor: str) -> None:
-        pidfd = open_process(pid, start_ticks)
+        pidfd = twin.open_process(pid, start_ticks)
         if pidfd is None:
             raise GuestEndedError(f"the guest's QEMU (pid {pid}) has ended")
         self.qemu = Watched(self.qmp_thread, pidfd, monitor, self.spec.guest, self.on_qemu)
@@ -149,13 +144,6 @@ class SourceAgent(JobAgent):
         why = next((w for w in self.guest_events if w.startswith("shut down")), None)
         what = "the guest has " + why if why else "the guest's QEMU ended on the source"
         self.post(SE.QEMU_GONE, self.trouble(GuestEndedError.code, what))
-
-    def options(self) -> Options:
-        """Return what the tuning table needs of the user's limits."""
-        return Options(
-            downtime_limit_ms=self.limits.downtime_ms,
-            bandwidth_bps=self.limits.bandwidth_bps or None,
-        )
 
     async def _take_over(self) -> None:
         """Go on from the journal of an agent that died."""
@@ -241,29 +229,6 @@ class SourceAgent(JobAgent):
     def cancel(self) -> None:
         """Take a person's wish to stop; the table says whether it can still be granted."""
         self.post(SE.CANCEL)
-
-    async def change(self, request: SetJob) -> str:
-        """Change the limits of a running copy; return what holds now, in words."""
-        limits = self.limits
-        self.limits = replace(
-            limits,
-            downtime_ms=limits.downtime_ms if request.downtime_ms is None else request.downtime_ms,
-            max_downtime_ms=(
-                limits.max_downtime_ms
-                if request.max_downtime_ms is None
-                else request.max_downtime_ms
-            ),
-            bandwidth_bps=(
-                limits.bandwidth_bps if request.bandwidth_bps is None else request.bandwidth_bps
-            ),
-        )
-        if self.state is S.COPYING:
-            await self.qemu.qemu.set_tuning(change(self.options()))
-        return (
-            f"downtime limit {self.limits.downtime_ms} ms, at most "
-            f"{self.limits.max_downtime_ms} ms, bandwidth "
-            f"{self.limits.bandwidth_bps or 'unlimited'}"
-        )
 
     # QEMU
 
@@ -366,19 +331,19 @@ class SourceAgent(JobAgent):
             case E.SEND_FINISH:
                 await self.send(peer.Finish())
             case E.QUIT_QEMU:
-                self.nursery.start_soon(self._quit)
+                self.nursery.start_soon(quit_qemu, self)
             case E.RETURN_GUEST:
-                self.nursery.start_soon(self._return_guest)
+                self.nursery.start_soon(return_guest, self)
             case E.ANNOUNCE:
-                self.nursery.start_soon(self._announce)
+                self.nursery.start_soon(announce, self)
             case E.CLEAN:
-                await self._clean()
+                await clean(self)
             case E.ANSWER_DECIDING:
                 self.tell(JobNote(warning="too late to cancel: the handover is being decided"))
             case E.REPORT_UNKNOWN:
-                self.tell(JobNote(unknown=self._unknown()))
+                self.tell(JobNote(unknown=unknown(self)))
             case E.END:
-                self.nursery.start_soon(self._end)
+                self.nursery.start_soon(end, self)
             case _:
                 raise HostError(f"a source cannot {effect}")
 
@@ -422,101 +387,3 @@ class SourceAgent(JobAgent):
             return
         if looked.status is MigrationStatus.NONE:  # it never began: there will be no event
             self.post(SE.QEMU_RUNS_ON)
-
-    async def _quit(self) -> None:
-        """End the source's QEMU; the destination is proved, so nothing but its end is wanted."""
-        if self.qemu.has_ended():
-            self.post(SE.QUIT)
-            return
-        try:
-            self.figures = await self.qemu.qemu.query_migrate()
-        except MonitorError as exc:
-            self.say(f"QEMU's figures are not known: {exc}")
-        try:
-            if self.guest.unit and self.guest.stop_unit:
-                await stop_unit(self.guest.unit)
-            else:
-                await self.qemu.qemu.quit()
-        except (MonitorError, HostError) as exc:
-            self.say(f"quit: {exc}")
-            if self.guest.stop_unit:
-                self.left += (f"{self.spec.host}: {exc.problem.what}",)
-        with trio.move_on_after(self.spec.patience.quit_s):
-            await twin.wait_end(self.qemu.pidfd)
-            self.post(SE.QUIT)
-            return
-        self.say("QEMU did not end after quit: it is killed")
-        try:
-            await twin.kill(self.qemu.pidfd)
-            self.post(SE.QUIT)
-        except HostError as exc:
-            self.left += (f"{self.spec.host}: {exc.problem.what}",)
-            self.post(SE.STUCK, exc.problem)
-
-    async def _return_guest(self) -> None:
-        """Bring the guest back to the state it had, then the parameters it had."""
-        if self.qemu.has_ended():
-            self.post(SE.QEMU_GONE)  # where its end was no reason to act, it was not kept
-            return
-        if not self.qemu.opened:  # it could never be spoken to, so nothing was done to it
-            self.post(SE.RETURNED_HERE)
-            return
-        try:
-            looked = await self.qemu.look()
-            how = how_to_return(looked.state, self.had, stopped_by_us=self.stopped_by_us)
-            if how is Return.CONT:
-                await self.qemu.qemu.cont()
-            elif how is Return.ACTIVATE:
-                await self.qemu.qemu.blockdev_set_active(active=True)
-            await self.preparation.forget_socket()
-            await self.qemu.restore()
-            self.post(SE.RETURNED_HERE)
-        except MonitorError as exc:
-            self.post(SE.QEMU_GONE if self.qemu.has_ended() else SE.STUCK, exc.problem)
-
-    async def _announce(self) -> None:
-        """Tell the network that the guest is still, or again, here."""
-        try:
-            self.announced = await self.learning.announce(self.rtnl, self.nursery)
-        except NetsetupError as exc:
-            self.say(f"the guest is not announced: {exc.what}")
-
-    async def _clean(self) -> None:
-        """Remove what a guest that has left lived on here, if it was ours."""
-        if self.state in (S.DONE, S.ENDED):
-            left = await twin.remove(self.rtnl, self.guest.tag)
-            self.left += tuple(f"{self.spec.host}: {what}" for what in left)
-
-    def _unknown(self) -> Problem:
-        what = self.problem.what if self.problem else "the destination has not said"
-        return Problem(
-            "unknown-outcome",
-            f"who runs the guest cannot be known here: {what}",
-            str(self.state),
-            self.spec.peer_host,
-            self.problem.last_words if self.problem else None,
-            f"nothing was resumed or killed; come back with: qmigrate watch {self.spec.job}",
-        )
-
-    async def _look_at_boot(self) -> None:
-        """Find out whether the next boot would start a second copy here."""
-        if self.running is None or not self.guest.unit:
-            return
-        try:
-            self.still_enabled = await enabled_at_boot(self.guest.unit)
-        except HostError as exc:
-            self.say(f"whether {self.guest.unit} is enabled is not known: {exc}")
-
-    async def _end(self) -> None:
-        """Hear the destination out, report, leave."""
-        if self.link is not None or self._again:  # a new agent has yet to find the destination
-            with trio.move_on_after(self.spec.patience.farewell_s):
-                await self._farewell.wait()
-        was_there = self.preparation.twin is not None or self._again
-        heard = self._farewell.is_set() or not was_there
-        if not heard:
-            self.left += (f"{self.spec.peer_host}: not heard of since the link broke",)
-        await self._look_at_boot()
-        self.say_marks()
-        self.finish(report_of(self))
-        self.over.set()

@@ -212,6 +212,24 @@ def pid_of(pidfd: int) -> int | None:
     return pid if pid > 0 else None
 
 
+def open_process(pid: int | None, ticks: int | None) -> int | None:
+    """Return a pidfd of the process that a journal names; None if it has ended."""
+    if pid is None or ticks is None:
+        return None
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    try:
+        same = start_ticks(pid) == ticks and not has_ended(pidfd)
+    except FileNotFoundError:
+        same = False
+    if not same:
+        os.close(pidfd)
+        return None
+    return pidfd
+
+
 async def wait_end(pidfd: int) -> None:
     """Return when the process has ended; many tasks may wait."""
     own = os.dup(pidfd)  # trio lets one task wait for a descriptor

@@ -101,7 +101,7 @@ def _handlers(agent: JobAgent) -> dict[type, Handler]:
     async def change(_ctx: AgentContext, request: SetJob) -> Done:
         if not isinstance(agent, SourceAgent):
             raise HostError("limits are the source's to change")
-        return Done(await agent.change(request))
+        return Done(await agent.pace.change(request))
 
     async def cancel(_ctx: AgentContext, _request: CancelJob) -> Done:
         if isinstance(agent, SourceAgent):
