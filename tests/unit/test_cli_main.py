@@ -311,6 +311,14 @@ def test_a_handler_of_a_command_gets_the_count_and_the_default_comes_back() -> N
     assert not interrupts.deliver(2)
 
 
+@pytest.mark.parametrize("command", ["watch", "cancel", "logs"])
+def test_a_guests_name_is_not_taken_for_a_job(run: Run, command: str) -> None:
+    told = run(command, "web1@alpha")
+    assert told.code == 2
+    assert "'web1' is not a job's id" in told.stderr
+    assert "qmigrate list" in told.stderr
+
+
 def test_hosts_shows_the_inventory(run: Run, tmp_path: Path) -> None:
     config = tmp_path / "c.toml"
     config.write_text('[hosts.alpha]\nssh = "root@a"\nport_range = [1, 2]\n[hosts.local]\n')
