@@ -315,8 +315,8 @@ def test_a_handler_of_a_command_gets_the_count_and_the_default_comes_back() -> N
 def test_a_guests_name_is_not_taken_for_a_job(run: Run, command: str) -> None:
     told = run(command, "web1@alpha")
     assert told.code == 2
-    assert "'web1' is not a job's id" in told.stderr
-    assert "qmigrate list" in told.stderr
+    assert "'web1' is not a job's id" in told.err
+    assert "qmigrate list" in told.err
 
 
 def test_hosts_shows_the_inventory(run: Run, tmp_path: Path) -> None:
