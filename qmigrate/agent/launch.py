@@ -8,6 +8,7 @@ importable by nobody. The descriptor holds one JSON object, the fields of `Launc
 import json
 import os
 import resource
+import signal
 import sys
 
 UNLIMITED = -1
@@ -19,6 +20,8 @@ def main() -> None:
         launch = json.load(source)
     try:
         os.setsid()
+        for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by Python; exec would keep it so
+            signal.signal(ignored, signal.SIG_DFL)
         os.umask(launch["umask"])
         with open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:  # noqa: PTH123
             score.write(str(launch["oom_score_adj"]))

@@ -188,7 +188,8 @@ def _scope(tag: str) -> list[str]:
     """Return the words that give a process a unit of its own where systemd runs."""
     if not runs_systemd():
         return []
-    unit = "qmigrate-guest-" + "".join(c if c.isalnum() else "-" for c in tag)
+    # A tag's other letters may all stand in a unit's name; after a dot it would look for a type.
+    unit = "qmigrate-guest-" + tag.replace(".", ":")
     return ["systemd-run", "--scope", "--quiet", "--collect", f"--unit={unit}", "--"]
 
 
