@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from qmigrate.agent import host, journal, process
+from qmigrate.agent import host, journal, locks, process
 from qmigrate.agent.process import Process
 from qmigrate.core import guestline
 from qmigrate.core.argv import CommandLine
 from qmigrate.core.errors import BlockedError, HostError, UsageError
-from qmigrate.core.handover import OVER
+from qmigrate.core.handover import OVER, Record
 from qmigrate.core.job import RUN_DIRECTORY
-from qmigrate.core.model import Disk, Guest, Nic
+from qmigrate.core.model import Disk, Guest, Nic, Side
 from qmigrate.core.redact import redact
 from qmigrate.core.tiny import probe_argv
 from qmigrate.qmp.introspect import GuestFacts
@@ -207,12 +207,20 @@ def place_nics(nics: tuple[Nic, ...], pid: int, given: Mapping[str, int]) -> tup
 
 
 def job_of(seen: Process) -> str | None:
-    """Return the qmigrate job on this host that the process is part of and that has not ended."""
+    """Return the qmigrate job on this host that the process is part of and that has not ended.
+
+    A job whose agents have died for good counts as long as the guest may have left by it: one that
+    never got past `prepared` has done nothing, and must not keep the guest here for ever.
+    """
     for path in sorted(Path(RUN_DIRECTORY, "jobs").glob("*/journal")):
         with contextlib.suppress(OSError):
             entry = journal.read(path)
             same = entry and (entry.pid, entry.start_ticks) == (seen.pid, seen.start_ticks)
-            if entry and same and entry.record not in OVER:
+            if not entry or not same or entry.record in OVER:
+                continue
+            key = locks.source_key(seen.pid, seen.start_ticks)
+            dead = entry.side == Side.SOURCE and not locks.is_held(key)
+            if not (dead and entry.record is Record.PREPARED):
                 return entry.job
     return None
 

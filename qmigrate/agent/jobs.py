@@ -32,8 +32,8 @@ from qmigrate.agent.protocol import (
     structure_untrusted,
 )
 from qmigrate.agent.server import AgentContext
-from qmigrate.core.errors import AgentLostError, HostError
-from qmigrate.core.job import JobReport, JobSpec
+from qmigrate.core.errors import AgentLostError, HostError, NoSuchJobError
+from qmigrate.core.job import JobReport, JobSpec, Limits
 
 LOG_TAIL_BYTES = 256 * 1024  # of each file; more does not fit into a line
 
@@ -138,10 +138,7 @@ async def watch_job(ctx: AgentContext, request: WatchJob) -> JobReport:
         return report
     ended = _kept_report(places)
     if ended is None:
-        raise HostError(
-            f"there is no job {request.job} here",
-            next_step="jobs that ended have a directory in /var/log/qmigrate",
-        )
+        raise _not_here(request.job, None)
     return ended
 
 
@@ -167,10 +164,30 @@ def _kept_report(places: JobPlaces) -> JobReport | None:
     return structure_untrusted(parse_json_untrusted(text), JobReport)
 
 
-async def relay(ctx: AgentContext, request: PointJob | SetJob | CancelJob) -> Done:
-    """Hand a request to the job's own agent."""
-    answer: Done = await _ask_until_answered(JobPlaces(checked_id(request.job)), request, ctx)
+async def relay(ctx: AgentContext, request: PointJob | SetJob | CancelJob) -> Done | Limits:
+    """Hand a request to the job's own agent; raises `HostError` for a job that has none."""
+    places = JobPlaces(checked_id(request.job))
+    if not places.door.exists():
+        raise _not_here(request.job, _kept_report(places))
+    answer: Done | Limits = await _ask_until_answered(places, request, ctx)
     return answer
+
+
+def _not_here(job: str, ended: JobReport | None) -> HostError:
+    """Return what to say of a job that nobody works at on this host."""
+    if ended is not None:
+        return HostError(
+            f"job {job} has ended: {ended.outcome}", next_step=f"qmigrate logs {job} tells how"
+        )
+    if JobPlaces(job).journal.exists():
+        return HostError(
+            f"nobody works at job {job} any more: its agents died, and its journal was left",
+            next_step=f"qmigrate logs {job} tells how far it came; qmigrate list, where it runs",
+        )
+    return NoSuchJobError(
+        f"there is no job {job} here",
+        next_step="jobs that ended have a directory in /var/log/qmigrate",
+    )
 
 
 async def read_logs(_ctx: AgentContext, request: ReadLogs) -> Logs:
@@ -179,7 +196,8 @@ async def read_logs(_ctx: AgentContext, request: ReadLogs) -> Logs:
     try:
         names = sorted(entry.name for entry in os.scandir(directory) if entry.is_file())
     except OSError as exc:
-        raise HostError(f"there are no logs of job {request.job} here: {exc.strerror}") from exc
+        what = f"there are no logs of job {request.job} here: {exc.strerror}"
+        raise NoSuchJobError(what) from exc
     return Logs(tuple(LogFile(name, _tail(directory / name)) for name in names))
 
 

@@ -61,6 +61,23 @@ def take(key: str, job: str) -> int:
         os.close(descriptor)  # its last holder removed it meanwhile
 
 
+def is_held(key: str) -> bool:
+    """Say whether a live job holds the lock; changes nothing."""
+    try:
+        descriptor = os.open(
+            Path(RUN_DIRECTORY, "locks", key), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+        )
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def remove(key: str, descriptor: int) -> None:
     """Remove the lock's file while holding it, and let go."""
     path = Path(RUN_DIRECTORY, "locks", key)

@@ -11,7 +11,7 @@ import trio
 from qmigrate.agent.monitoring import Watched
 from qmigrate.agent.protocol import SetJob
 from qmigrate.core.convergence import GiveUp, RaiseLimit, Sample, decide, remember
-from qmigrate.core.errors import MonitorError, RolledBackError
+from qmigrate.core.errors import MonitorError, RolledBackError, UsageError
 from qmigrate.core.job import JobNote, Limits
 from qmigrate.core.model import Progress
 from qmigrate.core.tuning import Options, change
@@ -76,20 +76,27 @@ class Pace:
                 return
             await trio.sleep(LOOK_INTERVAL_S)
 
-    async def change(self, request: SetJob) -> str:
-        """Change the limits, of a copy under way at once; return what holds now, in words."""
+    async def change(self, request: SetJob) -> Limits:
+        """Change the limits, of a copy under way at once; return what holds now.
+
+        Raises `UsageError` for a downtime limit above the highest that is allowed.
+        """
         asked = {
             name: value
             for name in ("downtime_ms", "max_downtime_ms", "bandwidth_bps")
             if (value := getattr(request, name)) is not None
         }
-        limits = self._copy.limits = replace(self._copy.limits, **asked)
+        limits = replace(self._copy.limits, **asked)
+        if limits.downtime_ms > limits.max_downtime_ms:
+            raise UsageError(
+                f"a downtime limit of {limits.downtime_ms} ms is above the {limits.max_downtime_ms}"
+                " ms that are allowed at most",
+                next_step="raise --max-downtime too",
+            )
+        self._copy.limits = limits
         if self._copying():
             await self._copy.qemu.qemu.set_tuning(change(options_of(limits)))
-        return (
-            f"downtime limit {limits.downtime_ms} ms, at most {limits.max_downtime_ms} ms, "
-            f"bandwidth {limits.bandwidth_bps or 'unlimited'}"
-        )
+        return limits
 
     async def _judge(self, progress: MigrationProgress) -> str | None:
         """Apply `core.convergence`; return why to give up, if so."""

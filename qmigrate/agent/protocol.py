@@ -29,7 +29,7 @@ from qmigrate.agent.codec import (
     structure_untrusted,
 )
 from qmigrate.core.errors import Problem
-from qmigrate.core.job import JobNote, JobReport, JobSpec
+from qmigrate.core.job import JobNote, JobReport, JobSpec, Limits
 from qmigrate.core.model import Address, Guest, GuestDetail, HostFacts
 
 __all__ = [
@@ -276,7 +276,7 @@ REPLIES: dict[type, type] = {
     AwaitReady: JobStarted,
     PointJob: Done,
     WatchJob: JobReport,
-    SetJob: Done,
+    SetJob: Limits,
     CancelJob: Done,
     ReadLogs: Logs,
 }

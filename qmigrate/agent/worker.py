@@ -27,7 +27,7 @@ from qmigrate.agent.protocol import (
 from qmigrate.agent.server import AgentContext, Handler
 from qmigrate.agent.source import SourceAgent
 from qmigrate.core.errors import HostError, QmigrateError
-from qmigrate.core.job import JobReport, JobSpec
+from qmigrate.core.job import JobReport, JobSpec, Limits
 from qmigrate.core.model import Side
 from qmigrate.qmp.client import QmpThread
 
@@ -98,10 +98,10 @@ def _handlers(agent: JobAgent) -> dict[type, Handler]:
             raise HostError("the job's agent ended without a report")
         return report
 
-    async def change(_ctx: AgentContext, request: SetJob) -> Done:
+    async def change(_ctx: AgentContext, request: SetJob) -> Limits:
         if not isinstance(agent, SourceAgent):
             raise HostError("limits are the source's to change")
-        return Done(await agent.pace.change(request))
+        return await agent.pace.change(request)
 
     async def cancel(_ctx: AgentContext, _request: CancelJob) -> Done:
         if isinstance(agent, SourceAgent):

@@ -3,7 +3,7 @@
 import argparse
 
 from qmigrate.cli.context import Context
-from qmigrate.cli.jobs import add_job, agents_of
+from qmigrate.cli.jobs import add_job, agents_of, telling
 
 NAME = "cancel"
 HELP = "ask a move to stop; the guest goes on where it was"
@@ -29,7 +29,7 @@ async def run(context: Context, args: argparse.Namespace) -> int:
                 await agent.call(CancelJob(job))
                 report = await agent.call(WatchJob(job))
             except QmigrateError as exc:
-                problem = problem or exc
+                problem = telling(problem, exc)
                 continue
             return show_report(context.out, report)
     raise problem or HostError(f"no host knows job {job}")

@@ -11,6 +11,7 @@ from qmigrate.core.errors import UsageError
 
 if TYPE_CHECKING:
     from qmigrate.controller.remote import Agent
+    from qmigrate.core.errors import QmigrateError
 
 JOB_ID = re.compile(r"[A-Za-z0-9-]+-[0-9a-f]{6}")  # as `new_job_id` makes them
 
@@ -51,3 +52,10 @@ async def agents_of(
                 if not isinstance(error, Agent):
                     raise error
         yield job, agents
+
+
+def telling(problem: "QmigrateError | None", other: "QmigrateError") -> "QmigrateError":
+    """Return the error that tells more: that one host does not know the job tells nothing."""
+    from qmigrate.core.errors import NoSuchJobError
+
+    return other if problem is None or isinstance(problem, NoSuchJobError) else problem

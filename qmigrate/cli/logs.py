@@ -3,7 +3,7 @@
 import argparse
 
 from qmigrate.cli.context import Context
-from qmigrate.cli.jobs import add_job, agents_of
+from qmigrate.cli.jobs import add_job, agents_of, telling
 
 NAME = "logs"
 HELP = "what agents and QEMU said in a job"
@@ -29,7 +29,7 @@ async def run(context: Context, args: argparse.Namespace) -> int:
             try:
                 logs: Logs = await agent.call(ReadLogs(job))
             except QmigrateError as exc:
-                problem = problem or exc
+                problem = telling(problem, exc)
                 continue
             found += [
                 {"host": agent.host, "name": file.name, "text": file.text} for file in logs.files

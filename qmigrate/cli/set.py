@@ -3,7 +3,7 @@
 import argparse
 
 from qmigrate.cli.context import Context
-from qmigrate.cli.jobs import add_job, agents_of
+from qmigrate.cli.jobs import add_job, agents_of, telling
 from qmigrate.cli.migrate import _positive, _rate
 
 _LIMITS = "name a limit: --bandwidth, --downtime-limit, --max-downtime"
@@ -25,8 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 async def run(context: Context, args: argparse.Namespace) -> int:
     """Ask every host that may have the job; the source answers."""
-    from qmigrate.agent.protocol import Done, SetJob
+    from dataclasses import asdict
+
+    from qmigrate.agent.protocol import SetJob
     from qmigrate.core.errors import QmigrateError, UsageError
+    from qmigrate.core.job import Limits
+    from qmigrate.core.quantities import human_rate
 
     if args.downtime_limit is args.max_downtime is args.bandwidth is None:
         raise UsageError("nothing to set", next_step=_LIMITS)
@@ -35,13 +39,15 @@ async def run(context: Context, args: argparse.Namespace) -> int:
         for agent in agents:
             request = SetJob(job, args.downtime_limit, args.max_downtime, args.bandwidth)
             try:
-                done: Done = await agent.call(request)
+                now: Limits = await agent.call(request)
             except QmigrateError as exc:
-                problem = problem or exc
+                problem = telling(problem, exc)
                 continue
             if context.out.json:
-                context.out.document("qmigrate.set/1", {"job": job, "now": done.text})
+                context.out.document("qmigrate.set/1", {"job": job, "limits": asdict(now)})
             else:
-                context.out.lines([f"{job}: {done.text}"])
+                rate = human_rate(now.bandwidth_bps) if now.bandwidth_bps else "unlimited"
+                limit = f"downtime limit {now.downtime_ms} ms, at most {now.max_downtime_ms} ms"
+                context.out.lines([f"{job}: {limit}, bandwidth {rate}"])
             return 0
     raise problem or UsageError(f"no host to ask about job {job}")

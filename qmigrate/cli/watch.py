@@ -3,7 +3,7 @@
 import argparse
 
 from qmigrate.cli.context import Context
-from qmigrate.cli.jobs import add_job, agents_of
+from qmigrate.cli.jobs import add_job, agents_of, telling
 
 NAME = "watch"
 HELP = "follow a move that is under way, or learn how it ended"
@@ -41,7 +41,7 @@ async def run(context: Context, args: argparse.Namespace) -> int:
                             elif isinstance(note, JobNote):
                                 view.note(note)
                 except QmigrateError as exc:
-                    problem = problem or exc
+                    problem = telling(problem, exc)
             if report is not None:
                 return show_report(context.out, report)
     raise problem or HostError(f"no host knows job {job}")

@@ -13,6 +13,7 @@
     │   ├── NeedsOpensshError        something that only the system's ssh can do
     │   ├── SudoError                not root, and sudo -n refused
     │   ├── AgentStartError          no python3, too old, cache unusable, payload damaged
+    │   ├── NoSuchJobError           the host knows nothing of the job
     │   ├── AgentLostError           the agent's connection ended
     │   ├── ProtocolError            the other side speaks another language
     │   ├── LinkError                the link between the two agents
@@ -138,6 +139,10 @@ class SudoError(HostError):
 
 class AgentStartError(HostError):
     """The agent could not be started on the host."""
+
+
+class NoSuchJobError(HostError):
+    """The host knows nothing of the job; another may."""
 
 
 class AgentLostError(HostError):

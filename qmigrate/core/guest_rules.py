@@ -85,7 +85,7 @@ def guest_state(facts: Facts) -> Findings:
             "bring it to run, or pause it, first",
         )
     status = facts.detail.migration_status
-    if status not in (None, "none", "completed", "failed", "cancelled"):
+    if facts.guest.job is None and status not in (None, "none", "completed", "failed", "cancelled"):
         yield Finding(
             "guest-state",
             Severity.BLOCKER,
@@ -108,8 +108,10 @@ def in_job(facts: Facts) -> Findings:
 
 
 def already_there(facts: Facts) -> Findings:
-    """No guest of that name or UUID on the destination."""
+    """No guest of that name or UUID on the destination; one that a job brings is `in_job`'s."""
     for other in facts.destination_guests:
+        if facts.guest.job is not None and other.job == facts.guest.job:
+            continue
         same_uuid = facts.guest.uuid is not None and other.uuid == facts.guest.uuid
         same_name = facts.guest.name is not None and other.name == facts.guest.name
         if same_uuid or same_name:
