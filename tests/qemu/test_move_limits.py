@@ -87,7 +87,7 @@ def test_limits_that_are_changed_meanwhile_take_effect_at_once(site: Site) -> No
     new = ("--bandwidth", "13MiB", "--downtime-limit", "210", "--max-downtime", "900")
     changed = site.run("set", f"{job}@alpha", *new)
     assert changed.code == 0, changed.stderr
-    for said in ("downtime limit 210 ms", "at most 900 ms", f"bandwidth {13 << 20}"):
+    for said in ("downtime limit 210 ms", "at most 900 ms", "bandwidth 13 MiB/s"):
         assert said in changed.stdout
     with site.side_door("alpha", NAME) as qmp:
         now = qmp.execute("query-migrate-parameters")
