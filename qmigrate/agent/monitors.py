@@ -55,8 +55,11 @@ class Opened:
 def how_to_give_one(line: CommandLine) -> str:
     """Return the sentence that says how the guest gets a monitor of its own for qmigrate."""
     name = (name_of(line) or "guest").replace("/", "-").replace(",", "-")
+    taken = {monitor.address for monitor in monitors_of(line)}
+    paths = (f"/run/{name}{number or ''}.qmp" for number in ("", *range(2, len(taken) + 3)))
+    path = next(path for path in paths if path not in taken)
     return (
-        f"start it with one more option: -qmp unix:/run/{name}.qmp,server=on,wait=off "
+        f"start it with one more option: -qmp unix:{path},server=on,wait=off "
         "(QEMU before 11.1 cannot be given a monitor while it runs)"
     )
 

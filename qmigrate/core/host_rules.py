@@ -107,6 +107,8 @@ def qemu(facts: Facts) -> Findings:
             "install QEMU there",
         )
         return
+    if facts.guest.monitor is None or facts.guest.monitor_problem:
+        return  # what it is could not be asked: that is the rule `monitor`'s, said once
     ours, theirs = _version(facts.guest.qemu_version), _version(there.qemu_version)
     if facts.guest.accelerator == "tcg":
         for host, version in ((facts.source_name, ours), (name, theirs)):

@@ -223,7 +223,7 @@ CASES: tuple[tuple[Callable[[Site], None], str, str], ...] = (
     (machine_missing, "machine-missing", "pc-q35-9.1"),
     (supervised, "supervised", "runsv"),
     # What it would have answered is not known either, and that is no pass.
-    (without_a_monitor, "machine-missing monitor qemu-too-old", "HMP"),
+    (without_a_monitor, "monitor", "HMP"),
     (still_incoming, "guest-state", "inmigrate"),
     (name_taken_there, "already-there", "same name"),
     (uuid_taken_there, "already-there", "same UUID"),
