@@ -207,7 +207,8 @@ def _show_rest(out: Output, result: Result) -> None:
     out.say("the memory travelled in plain text: move over wires that you trust")
     if report.announced and report.announced.note:
         sent = "announced" if report.announced.sent else "not announced"
-        hint = "" if report.announced.addresses else " (name its addresses with --address)"
+        told = report.announced.addresses or not report.announced.sent
+        hint = "" if told else " (name its addresses with --address)"
         out.say(f"{sent}: {report.announced.note}{hint}")
     for event in report.guest_events:
         out.say(f"meanwhile the guest {event}")
