@@ -19,6 +19,15 @@ from netsetup.rtnl import Rtnl
 from qmigrate.core.job import Announced, AnnounceReport, GuestTap
 
 Say = Callable[[str], None]
+KNOWN_LIMIT = 64  # addresses taken from the peer; the source itself learns 16 of each family a card
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 class Learning:
@@ -74,7 +83,9 @@ class Announcing:
     def add(self, addresses: tuple[Announced, ...]) -> None:
         """Take what was learned on the other host; who said it first is kept."""
         known = {(a.mac, a.address) for a in self._known}
-        self._known += tuple(a for a in addresses if (a.mac, a.address) not in known)
+        self._known += tuple(
+            a for a in addresses if (a.mac, a.address) not in known and _is_address(a.address)
+        )[:KNOWN_LIMIT]
         for announcer in self._announcers:
             announcer.replan(self._plan(announcer.record.mac))
 

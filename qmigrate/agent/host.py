@@ -15,6 +15,7 @@ from pathlib import Path
 import trio
 
 from qmigrate.agent.binary import QemuBinary, examine
+from qmigrate.agent.process import distrust_place
 from qmigrate.agent.protocol import GetHostFacts
 from qmigrate.core.errors import HostError
 from qmigrate.core.model import HostFacts
@@ -39,6 +40,10 @@ async def gather_host_facts(request: GetHostFacts) -> HostFacts:
 
     async def qemu() -> None:
         if path is None:
+            return
+        if request.qemu and (why := distrust_place(path)):
+            # The name comes from another host; what it means here others may have chosen.
+            problems.append(HostError(f"{path} is not run as root: {why}"))
             return
         try:
             found.append(await examine(path, probe_kvm=request.accelerator in (None, "kvm")))

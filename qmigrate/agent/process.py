@@ -180,6 +180,14 @@ def distrust(process: Process) -> str | None:
                 return f"its executable {path} was replaced, in a mount namespace that is not ours"
         elif not _is_same_file(path, facts):
             return f"its executable {path} is not the file of that name on this host"
+    return distrust_place(path)
+
+
+def distrust_place(path: str) -> str | None:
+    """Return why root should not run what stands at `path`; None if only root can put it there."""
+    with contextlib.suppress(OSError):  # what is not there is run by nobody
+        if _others_may_write(Path(path).stat()):
+            return f"its executable {path} can be changed by others than root"
     for above in Path(path).parents:
         try:
             if _others_may_write(above.stat()):

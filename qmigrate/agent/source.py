@@ -52,6 +52,12 @@ from qmigrate.qmp.events import (
 )
 from qmigrate.qmp.migration import MigrationProgress
 
+LEFTOVERS_LIMIT, WORDS_LIMIT, REASON_LIMIT = (
+    16,
+    400,
+    4000,
+)  # of the peer's; a report is a line that people read
+
 S, SE, E = Source, SourceEvent, Effect
 
 
@@ -218,13 +224,16 @@ class SourceAgent(JobAgent):
             case peer.Lost():
                 self.post(SE.LOST, self._theirs(message.reason))
             case peer.Farewell():
-                self.left += tuple(f"{self.spec.peer_host}: {what}" for what in message.leftovers)
+                theirs = (what[:WORDS_LIMIT] for what in message.leftovers[:LEFTOVERS_LIMIT])
+                self.left += tuple(f"{self.spec.peer_host}: {what}" for what in theirs)
                 self._farewell.set()
             case _:
                 self.say(f"not for a source: {type(message).__name__}")
 
     def _theirs(self, reason: str) -> Problem:
-        return Problem("rolled-back", reason, str(self.state), self.spec.peer_host, None, None)
+        return Problem(
+            "rolled-back", reason[:REASON_LIMIT], str(self.state), self.spec.peer_host, None, None
+        )
 
     def cancel(self) -> None:
         """Take a person's wish to stop; the table says whether it can still be granted."""

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,23 @@ async def test_no_qemu_is_a_fact_whether_or_not_it_was_asked_for_by_name(
         assert (facts.qemu_path, facts.qemu_version, facts.machines) == (None, None, ())
 
 
+@pytest.fixture
+def roots_place() -> Iterator[Path]:
+    """A directory that only root can write to, all the way up; /tmp is none."""
+    with tempfile.TemporaryDirectory(prefix="qmigrate-test-", dir="/var/lib") as path:
+        yield Path(path)
+
+
+async def test_a_qemu_that_others_could_have_put_there_is_not_run(tmp_path: Path) -> None:
+    tell_tale = tmp_path / "run"
+    fake = tmp_path / "qemu-system-x86_64"
+    fake.write_text(f"#!/bin/sh\ntouch {tell_tale}\n")
+    fake.chmod(0o777)
+    with pytest.raises(HostError, match="not run as root"):
+        await gather_host_facts(GetHostFacts(qemu=str(fake)))
+    assert not tell_tale.exists()
+
+
 @pytest.mark.parametrize(
     ("script", "why"),
     [
@@ -57,10 +76,10 @@ async def test_no_qemu_is_a_fact_whether_or_not_it_was_asked_for_by_name(
     ],
 )
 async def test_a_qemu_that_does_not_answer_as_one_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, why: str
+    roots_place: Path, monkeypatch: pytest.MonkeyPatch, script: str, why: str
 ) -> None:
     monkeypatch.setattr(binary, "ASK_DEADLINE_S", 0.5)
-    fake = tmp_path / "qemu-system-x86_64"
+    fake = roots_place / "qemu-system-x86_64"
     fake.write_text(f"#!/bin/sh\n{script}\n")
     fake.chmod(0o755)
     with pytest.raises(HostError, match=why) as caught:

@@ -35,7 +35,9 @@ ENTRY = Entry(
 @pytest.mark.parametrize(
     ("entry", "job"),
     [
-        (ENTRY, "j1"),
+        (ENTRY, None),  # prepared, and nobody holds its lock: it has done nothing and never will
+        (replace(ENTRY, side="destination"), "j1"),
+        (replace(ENTRY, record=Record.SWITCHING), "j1"),
         (replace(ENTRY, record=Record.AWAY), "j1"),
         (replace(ENTRY, record=Record.DONE), None),
         (replace(ENTRY, record=Record.RESTORED), None),
@@ -56,3 +58,14 @@ def test_only_a_journal_of_this_very_process_that_is_not_done_counts(
         if entry:
             written.write(entry)
     assert guests.job_of(SEEN) == job
+
+
+def test_a_job_that_is_prepared_counts_while_its_lock_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guests, "RUN_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(guests.locks, "is_held", lambda key: key == "pid-4711-99")
+    (tmp_path / "jobs" / "j1").mkdir(parents=True)
+    with Journal.create(tmp_path / "jobs" / "j1" / "journal") as written:
+        written.write(ENTRY)
+    assert guests.job_of(SEEN) == "j1"
