@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from qmigrate.core.errors import UsageError
+from qmigrate.lab.accel import qemu_version, require_qemu
+
 ROOMS = ("unit", "cli", "net", "qemu", "fault")  # any other comes last
 TESTS = Path(__file__).parent
 
@@ -13,4 +16,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         room = item.path.relative_to(TESTS).parts[0]
         return ROOMS.index(room) if room in ROOMS else len(ROOMS)
 
+    if any(item.get_closest_marker("qemu") or item.get_closest_marker("fault") for item in items):
+        try:
+            require_qemu(qemu_version())
+        except UsageError as exc:
+            pytest.exit(f"{exc}; {exc.problem.next_step}", returncode=3)
     items.sort(key=rank)  # stable: the order within a room stays

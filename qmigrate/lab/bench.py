@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qmigrate.core.errors import HostError, QmigrateError
+from qmigrate.lab.accel import working_accelerator
 from qmigrate.lab.demo import (
     GUEST_IP4,
     MOVE_DEADLINE_S,
@@ -107,7 +108,12 @@ def run(words: argparse.Namespace) -> int:
         tiny = words.guest == "tiny"
         mib, _, rate = words.load.partition(":")
         guest = (
-            LabGuest("tiny1", TinyBoot(shared_tiny(lab)), memory_mib=32)
+            LabGuest(
+                "tiny1",
+                TinyBoot(shared_tiny(lab)),
+                memory_mib=32,
+                accelerator=working_accelerator(),
+            )
             if tiny
             else linux_guest(lab, linux_image(), int(mib), int(rate))
         )

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qmigrate.core.errors import HostError, QmigrateError, UnknownOutcomeError, UsageError
+from qmigrate.lab.accel import working_accelerator
 from qmigrate.lab.guests import LabGuest, shared_image, start
 from qmigrate.lab.hosts import HostSnapshot
 from qmigrate.lab.images import LinuxBoot, LinuxImage, create_disk, linux_image
@@ -151,7 +152,13 @@ def linux_guest(lab: Lab, image: LinuxImage, dirty_mib: int, dirty_rate_mib: int
     )
     disk = lab.images / f"{GUEST}.img"
     disk.unlink(missing_ok=True)
-    return LabGuest(GUEST, boot, memory_mib=256, disk=create_disk(disk))
+    return LabGuest(
+        GUEST,
+        boot,
+        memory_mib=256,
+        disk=create_disk(disk),
+        accelerator=working_accelerator(),
+    )
 
 
 def left_behind(before: HostSnapshot, after: HostSnapshot) -> list[str]:

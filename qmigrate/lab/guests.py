@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from qmigrate.core.errors import HostError
+from qmigrate.lab.accel import qemu_version, require_qemu
 from qmigrate.lab.images import GuestSpec, LinuxBoot, LinuxImage, NicSpec, TinyBoot, guest_argv
 from qmigrate.lab.lab import Lab
 
@@ -78,9 +79,11 @@ def start(
 ) -> "subprocess.Popen[bytes]":
     """Start `guest` on `host`; return its QEMU once its monitor has greeted and its taps are up.
 
+    A QEMU that corrupts what it migrates is refused (`accel.require_qemu`).
     `prefix` goes before QEMU's own words, as in ``setpriv --reuid=…``. Raises `HostError` with
     QEMU's words if it does not start.
     """
+    require_qemu(qemu_version(), "kvm" if guest.accelerator == "kvm" else "tcg")
     argv = [*prefix, *guest_argv(guest.spec())]
     process: subprocess.Popen[bytes] = lab.popen(
         host, argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
