@@ -3,6 +3,7 @@
 import argparse
 import re
 import signal
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
@@ -94,7 +95,7 @@ def run(ctx: Context, args: argparse.Namespace) -> int:
             argv = inner(args)
             if not argv:
                 raise UsageError("nothing to run", next_step="qmigrate lab exec HOST -- COMMAND")
-            return follow(lab.popen(args.host, argv, **in_the_foreground()))
+            return follow(lambda: lab.popen(args.host, argv, **in_the_foreground()))
         case other:
             raise AssertionError(other)
     return 0
@@ -139,15 +140,28 @@ def in_the_foreground() -> dict[str, Any]:
     return {"stdin": None, "start_new_session": False, "cwd": str(Path.cwd())}
 
 
-def follow(process: "subprocess.Popen[bytes]") -> int:
-    """Wait for `process` as a shell does, passing signals on; return its status, 128+n if killed.
+def follow(start: Callable[[], "subprocess.Popen[bytes]"]) -> int:
+    """Run what `start` starts as a shell does, passing signals on; 128+n if it was killed.
 
-    Ctrl-C reaches it by itself: it is in the terminal's foreground group, as we are.
+    Ctrl-C reaches it by itself: it is in the terminal's foreground group, as we are. The handlers
+    stand before it starts, for it may answer, and be signalled, at once; and SIGINT is caught, not
+    ignored, for what is ignored would be so in the command too.
     """
-    passed_on = (signal.SIGTERM, signal.SIGHUP)
-    before = {s: signal.signal(s, lambda n, _: process.send_signal(n)) for s in passed_on}
-    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    early: list[int] = []
+    process: subprocess.Popen[bytes] | None = None
+
+    def pass_on(signum: int, _: object) -> None:
+        if process is None:
+            early.append(signum)
+        else:
+            process.send_signal(signum)
+
+    before = {signum: signal.signal(signum, pass_on) for signum in (signal.SIGTERM, signal.SIGHUP)}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda *_: None)
     try:
+        process = start()
+        for signum in early:
+            process.send_signal(signum)
         status = process.wait()
     finally:
         for signum, handler in before.items():
