@@ -80,7 +80,7 @@ def test_ssh_is_strict(lab: Lab, options: tuple[str, ...], words: str) -> None:
 
 
 def test_a_host_has_names_and_directories_of_its_own_and_shares_the_images(lab: Lab) -> None:
-    private = ("/run/qmigrate", "/var/log/mark", "/var/cache/qmigrate", "/dev/shm/mark")
+    private = ("/run/mark", "/var/log/mark", "/var/cache/mark", "/dev/shm/mark")
     image = lab.images / "disk.raw"
     lab.run("alpha", ["mkdir", *private])
     lab.run("alpha", ["sh", "-c", f"echo from-alpha >{image}"])
