@@ -1,8 +1,10 @@
-"""``scripts/bench moves``: many moves in a row, each proved, and what they cost.
+"""``scripts/bench moves``: many moves in a row, and what they cost.
 
-One guest goes to and fro between two hosts of a lab of its own; after every move its memory is
-walked and who runs where is asked on both hosts. No outlier is removed; the machine's load is
-printed, since both hosts, the guest and the probe share its cores.
+One guest goes to and fro between two hosts of a lab of its own. A linux guest is watched by a
+probe, which would see an older copy answer, and walks its memory after every move; of `tiny` only
+migrate's own result is taken. At the end the host that the guest has left is searched for
+leftovers. No outlier is removed; the machine's load is printed, since both hosts, the guest and
+the probe share its cores.
 """
 
 import argparse
