@@ -111,6 +111,17 @@ def read_payload(size: int, sha: str) -> bytes:
     return payload
 
 
+@contextlib.contextmanager
+def alone_in(cache: str) -> "Iterator[None]":
+    """Keep other starts from making or removing versions while the block runs."""
+    fd = os.open(cache, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
 def unpack(payload: bytes, cache: str, target: str) -> None:
     """Make `target` from the zip, whole or not at all; another controller may be faster."""
     import compileall
@@ -121,10 +132,11 @@ def unpack(payload: bytes, cache: str, target: str) -> None:
     import zipfile
 
     made = f"{cache}/.new-{secrets.token_hex(8)}"
-    os.mkdir(made, 0o700)
-    lock = os.open(made, os.O_RDONLY)
-    try:
+    with alone_in(cache):  # else a clean-up could come between the two and take it for abandoned
+        os.mkdir(made, 0o700)
+        lock = os.open(made, os.O_RDONLY)
         fcntl.flock(lock, fcntl.LOCK_SH)
+    try:
         zipfile.ZipFile(io.BytesIO(payload)).extractall(made)
         # Unchecked: nobody edits these sources, and a stat per import is saved.
         mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
@@ -162,15 +174,16 @@ def clean(cache: str) -> None:
     """Remove what killed starts left and all but the last versions, except what is in use."""
     import shutil
 
-    for path in _forgettable(cache):
-        locked = path if "/.new-" in path else path + "/.ok"
-        with contextlib.suppress(OSError):
-            fd = os.open(locked, os.O_RDONLY)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path, ignore_errors=True)
-            finally:
-                os.close(fd)
+    with alone_in(cache):
+        for path in _forgettable(cache):
+            locked = path if "/.new-" in path else path + "/.ok"
+            with contextlib.suppress(OSError):
+                fd = os.open(locked, os.O_RDONLY)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(path, ignore_errors=True)
+                finally:
+                    os.close(fd)
 
 
 def prepare(say: "Callable[[str], None]", sha: str, size: int, *, as_user: bool) -> str:
