@@ -16,7 +16,12 @@ from typing import NoReturn
 
 import trio
 
-from qmigrate.agent.protocol import DiskProof, DiskProofs, ProveDisks, SeeDisks
+from qmigrate.agent.requests import (
+    DiskProof,
+    DiskProofs,
+    ProveDisks,
+    SeeDisks,
+)
 from qmigrate.agent.server import AgentContext
 
 NONCE_PREFIX = ".qmigrate-"

@@ -13,8 +13,6 @@ from typing import Any
 import trio
 
 from qmigrate.agent.protocol import (
-    NOTES,
-    REPLIES,
     Answer,
     Call,
     Failure,
@@ -26,6 +24,7 @@ from qmigrate.agent.protocol import (
     encode,
     structure_untrusted,
 )
+from qmigrate.agent.requests import NOTES, REPLIES
 from qmigrate.agent.server import READ_BYTES, AgentContext, Handler, Server, make_hello
 from qmigrate.core.errors import AgentLostError, HostError, QmigrateError
 

@@ -13,13 +13,12 @@ import trio
 from qmigrate.agent import guests, host, process
 from qmigrate.agent.monitors import open_guest
 from qmigrate.agent.process import Process
-from qmigrate.agent.protocol import (
-    LINE_LIMIT,
+from qmigrate.agent.protocol import LINE_LIMIT, codec
+from qmigrate.agent.requests import (
     GetHostFacts,
     GuestList,
     InspectGuest,
     ListGuests,
-    codec,
 )
 from qmigrate.agent.server import AgentContext
 from qmigrate.agent.supervision import supervision_of

@@ -16,7 +16,7 @@ import trio
 
 from qmigrate.agent.binary import QemuBinary, examine
 from qmigrate.agent.process import distrust_place
-from qmigrate.agent.protocol import GetHostFacts
+from qmigrate.agent.requests import GetHostFacts
 from qmigrate.core.errors import HostError
 from qmigrate.core.model import HostFacts
 

@@ -15,7 +15,8 @@ from qmigrate.agent import locks
 from qmigrate.agent.door import DOOR_DEADLINE_S, ask, make_door
 from qmigrate.agent.guardian import Inherited, agent_command
 from qmigrate.agent.places import JobPlaces, runs_systemd
-from qmigrate.agent.protocol import (
+from qmigrate.agent.protocol import codec, parse_json_untrusted, structure_untrusted
+from qmigrate.agent.requests import (
     AwaitReady,
     CancelJob,
     Done,
@@ -27,9 +28,6 @@ from qmigrate.agent.protocol import (
     SetJob,
     StartJob,
     WatchJob,
-    codec,
-    parse_json_untrusted,
-    structure_untrusted,
 )
 from qmigrate.agent.server import AgentContext
 from qmigrate.core.errors import AgentLostError, HostError, NoSuchJobError

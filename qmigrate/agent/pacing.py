@@ -9,7 +9,7 @@ from typing import Protocol
 import trio
 
 from qmigrate.agent.monitoring import Watched
-from qmigrate.agent.protocol import SetJob
+from qmigrate.agent.requests import SetJob
 from qmigrate.core.convergence import GiveUp, RaiseLimit, Sample, decide, remember
 from qmigrate.core.errors import MonitorError, RolledBackError, UsageError
 from qmigrate.core.job import JobNote, Limits

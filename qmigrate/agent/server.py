@@ -25,23 +25,28 @@ import trio
 
 from qmigrate.agent.protocol import (
     LINE_LIMIT,
-    NOTES,
     PROTOCOL,
-    REPLIES,
     Answer,
     Call,
     Cancel,
-    CancelJob,
-    Echo,
     Failure,
     FromAgent,
     FromController,
-    GetHostFacts,
     Hello,
-    InspectGuest,
     LineSplitter,
-    ListGuests,
     Note,
+    codec,
+    decode_untrusted,
+    encode,
+)
+from qmigrate.agent.requests import (
+    NOTES,
+    REPLIES,
+    CancelJob,
+    Echo,
+    GetHostFacts,
+    InspectGuest,
+    ListGuests,
     PointJob,
     ProveDisks,
     ReadLogs,
@@ -49,9 +54,6 @@ from qmigrate.agent.protocol import (
     SetJob,
     StartJob,
     WatchJob,
-    codec,
-    decode_untrusted,
-    encode,
 )
 from qmigrate.core.errors import Problem, ProtocolError, QmigrateError
 

@@ -13,7 +13,8 @@ from qmigrate.agent.job import JobAgent
 from qmigrate.agent.jobs import lock_key
 from qmigrate.agent.journal import Journal
 from qmigrate.agent.places import JobPlaces
-from qmigrate.agent.protocol import (
+from qmigrate.agent.protocol import parse_json_untrusted, structure_untrusted
+from qmigrate.agent.requests import (
     AwaitReady,
     CancelJob,
     Done,
@@ -21,8 +22,6 @@ from qmigrate.agent.protocol import (
     PointJob,
     SetJob,
     WatchJob,
-    parse_json_untrusted,
-    structure_untrusted,
 )
 from qmigrate.agent.server import AgentContext, Handler
 from qmigrate.agent.source import SourceAgent

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 async def run(context: Context, args: argparse.Namespace) -> int:
     """Ask at the source, and say how the job ended; exit code as of `watch`."""
-    from qmigrate.agent.protocol import CancelJob, WatchJob
+    from qmigrate.agent.requests import CancelJob, WatchJob
     from qmigrate.cli.moving import show_report
     from qmigrate.core.errors import HostError, QmigrateError
 

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 async def run(context: Context, args: argparse.Namespace) -> int:
     """Show the logs of each host that has some; exit code 4 if none has."""
-    from qmigrate.agent.protocol import Logs, ReadLogs
+    from qmigrate.agent.requests import Logs, ReadLogs
     from qmigrate.core.errors import HostError, QmigrateError
 
     found: list[dict[str, str]] = []

@@ -27,7 +27,7 @@ async def run(context: Context, args: argparse.Namespace) -> int:
     """Ask every host that may have the job; the source answers."""
     from dataclasses import asdict
 
-    from qmigrate.agent.protocol import SetJob
+    from qmigrate.agent.requests import SetJob
     from qmigrate.core.errors import QmigrateError, UsageError
     from qmigrate.core.job import Limits
     from qmigrate.core.quantities import human_rate

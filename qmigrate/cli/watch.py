@@ -21,7 +21,7 @@ async def run(context: Context, args: argparse.Namespace) -> int:
     """Follow the job at its source; the exit code is what `migrate` would have ended with."""
     from contextlib import aclosing
 
-    from qmigrate.agent.protocol import WatchJob
+    from qmigrate.agent.requests import WatchJob
     from qmigrate.cli.moving import MoveView, show_report
     from qmigrate.cli.progress import open_progress
     from qmigrate.core.errors import HostError, QmigrateError

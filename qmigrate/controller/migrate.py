@@ -11,7 +11,12 @@ from typing import Protocol
 
 import trio
 
-from qmigrate.agent.protocol import CancelJob, PointJob, StartJob, WatchJob
+from qmigrate.agent.requests import (
+    CancelJob,
+    PointJob,
+    StartJob,
+    WatchJob,
+)
 from qmigrate.controller.keys import JobKeys, make_keys
 from qmigrate.controller.plan import Plan, Wish, find_source, make_plan
 from qmigrate.controller.remote import Agent, open_agents

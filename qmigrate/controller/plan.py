@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from qmigrate.agent.protocol import (
+from qmigrate.agent.requests import (
     DiskProof,
     GetHostFacts,
     GuestList,

@@ -17,24 +17,26 @@ from typing import Any, overload
 import trio
 
 from qmigrate.agent.protocol import (
-    NOTES,
-    REPLIES,
     Answer,
     Call,
     Cancel,
-    Echo,
     Failure,
     FromAgent,
     FromController,
-    GetHostFacts,
-    GuestList,
     Hello,
-    InspectGuest,
-    ListGuests,
     Note,
     decode_untrusted,
     encode,
     structure_untrusted,
+)
+from qmigrate.agent.requests import (
+    NOTES,
+    REPLIES,
+    Echo,
+    GetHostFacts,
+    GuestList,
+    InspectGuest,
+    ListGuests,
 )
 from qmigrate.controller.payload import Payload, load_payload
 from qmigrate.controller.session import LoginTimings, Session, one_error, open_session

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import trio
 
-from qmigrate.agent.protocol import GuestList, ListGuests
+from qmigrate.agent.requests import GuestList, ListGuests
 from qmigrate.controller.remote import StartTimings
 from qmigrate.core.errors import Problem, QmigrateError, UnreachableError
 from qmigrate.core.model import Guest, HostSpec

@@ -10,7 +10,7 @@ destination records `go` or the answer REFUSED or RETURNED brings it back. What 
 leaves the state as it is: `REPORT_UNKNOWN` tells people, and touches nothing.
 
 A state whose name is a `Record` stands in the journal; where an agent that was started again goes
-on from there, `takeover.py` says. Diagrams are printed from the tables by `diagram`.
+on from there, `takeover.py` says. The diagrams in docs/handover.md are printed from the tables.
 """
 
 from enum import StrEnum
@@ -26,6 +26,7 @@ from qmigrate.core.rights import (
     Row,
     Source,
     SourceEvent,
+    Word,
     Write,
 )
 
@@ -42,9 +43,9 @@ __all__ = [
     "Row",
     "Source",
     "SourceEvent",
+    "Word",
     "Write",
     "destination_step",
-    "diagram",
     "source_step",
 ]
 
@@ -172,6 +173,7 @@ SOURCE: dict[Source, Row] = {
         SE.RUNNING: _PROVED,  # a person had it run there when this host was taken for dead
         SE.REFUSED: _BACK,
         SE.NO_RECORD: _BACK,
+        SE.RUN_HERE: _BACK,
         SE.NO_ANSWER: _BACK,
         SE.QEMU_GONE: _AWAY,
         SE.QEMU_COMPLETED: _stay(S.LEFT),
@@ -195,6 +197,7 @@ SOURCE: dict[Source, Row] = {
         SE.CHECKED: _stay(S.AWAY),
         SE.LOADED: _stay(S.AWAY, E.SEND_GO),
         SE.LOST: _stay(S.AWAY, E.REPORT_UNKNOWN),
+        SE.RUN_HERE: _BACK_AFTER_GO,  # old memory on disks that may be newer: a person has said so
     },
     S.PROVED: {
         SE.QUIT: _DONE,
@@ -296,6 +299,8 @@ DESTINATION: dict[Destination, Row] = {
         DE.ASK: _stay(D.PREPARED, E.ANSWER_LOADED),
         DE.REFUSE: _REFUSE,
         DE.QEMU_GONE: _REFUSE,
+        DE.RUN_HERE: (D.DECIDING, (E.LOOK,)),
+        DE.PEER_IS_DEAD: _stay(D.PREPARED, E.REPORT_UNKNOWN),  # what is loaded may be the last
         # The source is at its end and never sent GO: its REFUSE was lost.
         DE.FINISH: (D.REFUSED, (Write(R.REFUSED), E.QUIT_QEMU, E.CLEAN, E.END)),
     },
@@ -331,6 +336,7 @@ DESTINATION: dict[Destination, Row] = {
         DE.GO: _stay(D.RUNNING, E.ANSWER_RUNNING),
         DE.ASK: _stay(D.RUNNING, E.ANSWER_RUNNING),
         DE.FINISH: (D.DONE, (Write(R.DONE), E.END)),
+        DE.PEER_IS_DEAD: (D.DONE, (Write(R.DONE), E.END)),
         DE.QEMU_GONE: _stay(D.RUNNING),  # the guest's own end, after the handover
         DE.REFUSE: _stay(D.RUNNING, E.ANSWER_RUNNING),
         DE.RUNS: _stay(D.RUNNING),
@@ -344,6 +350,7 @@ DESTINATION: dict[Destination, Row] = {
         DE.QEMU_GONE: _stay(D.REFUSED),
         DE.LOOKS_LOADED: _stay(D.REFUSED),
         DE.LOOKS_UNFIT: _stay(D.REFUSED),
+        DE.PEER_IS_DEAD: _stay(D.REFUSED, E.END),
         DE.FINISH: _stay(D.REFUSED, E.END),  # the source knows: nobody will ask again
     },
     D.RETURNED: {
@@ -351,6 +358,7 @@ DESTINATION: dict[Destination, Row] = {
         DE.ASK: _stay(D.RETURNED, E.ANSWER_RETURNED),
         DE.REFUSE: _stay(D.RETURNED, E.ANSWER_RETURNED),
         DE.QEMU_GONE: _stay(D.RETURNED),
+        DE.PEER_IS_DEAD: _stay(D.RETURNED, E.END),
         DE.FINISH: _stay(D.RETURNED, E.END),
     },
     D.LOST: {
@@ -361,6 +369,7 @@ DESTINATION: dict[Destination, Row] = {
         DE.CONT_REFUSED: _stay(D.LOST),
         DE.RUNS: _stay(D.LOST),  # seen before it died
         DE.QEMU_GONE: _stay(D.LOST),
+        DE.PEER_IS_DEAD: _stay(D.LOST, E.END),
         DE.FINISH: _stay(D.LOST, E.END),
     },
     D.DONE: {
@@ -392,17 +401,3 @@ def destination_step(state: Destination, event: DestinationEvent) -> tuple[Desti
         raise ImpossibleEventError(f"destination in state {state}: no row for {event}")
     following, effects = row[event]
     return Destination(following), effects
-
-
-def diagram() -> str:
-    """Return both tables as text, a line a transition: `state --event--> state: effects`."""
-    lines = []
-    for title, table in (("source", SOURCE), ("destination", DESTINATION)):
-        lines.append(f"{title}:")
-        for state, row in table.items():
-            for event, (following, effects) in row.items():
-                words = ", ".join(
-                    f"record {e.record}" if isinstance(e, Write) else str(e) for e in effects
-                )
-                lines.append(f"  {state} --{event}--> {following}: {words or '-'}")
-    return "\n".join(lines)

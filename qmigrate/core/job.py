@@ -192,6 +192,7 @@ class JobSpec:
     destination: DestinationSpec | None = None
     faults: tuple[FaultPoint, ...] = ()
     patience: Patience = Patience()
+    disks: tuple[str, ...] = ()  # what the guest writes to: the same files on both hosts
 
 
 @dataclass(frozen=True, slots=True)

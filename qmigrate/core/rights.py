@@ -69,6 +69,7 @@ class SourceEvent(StrEnum):
     CONNECTED = "connected"  # the link stands again
     QUIT = "quit"  # the source's QEMU has ended
     RETURNED_HERE = "returned-here"  # the guest is as it was, on the source
+    RUN_HERE = "run-here"  # a person vouches that it runs nowhere else and never will
 
 
 class Destination(StrEnum):
@@ -98,6 +99,32 @@ class DestinationEvent(StrEnum):
     CONT_REFUSED = "cont-refused"  # QEMU refused cont and is seen never to have run
     CONT_UNKNOWN = "cont-unknown"  # no word from QEMU after cont
     FINISH = "finish"  # the source has quit its QEMU
+    RUN_HERE = "run-here"  # a person vouches that it runs nowhere else and never will
+    PEER_IS_DEAD = "peer-is-dead"  # a person vouches that nobody will ask from there again
+
+
+class Word(StrEnum):
+    """What is said to a job's agent from outside: by `resolve`, on evidence or on a person's word.
+
+    An agent takes a word only where its state's row holds the event; else nothing happens.
+    """
+
+    NO_RECORD = "no-record"  # to a source: the destination was asked and knows no such job
+    PEER_IS_DEAD = "peer-is-dead"  # the other host is off, or has lost its power since
+    RUN_HERE = "run-here"  # the guest runs nowhere else and never will
+    REFUSE = "refuse"  # to a destination: the source is never going to send GO
+
+
+SOURCE_WORDS = {
+    Word.NO_RECORD: SourceEvent.NO_RECORD,
+    Word.PEER_IS_DEAD: SourceEvent.NO_RECORD,  # nor will it ever answer
+    Word.RUN_HERE: SourceEvent.RUN_HERE,
+}
+DESTINATION_WORDS = {
+    Word.PEER_IS_DEAD: DestinationEvent.PEER_IS_DEAD,
+    Word.RUN_HERE: DestinationEvent.RUN_HERE,
+    Word.REFUSE: DestinationEvent.REFUSE,
+}
 
 
 class Effect(StrEnum):

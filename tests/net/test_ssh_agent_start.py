@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from qmigrate.agent.protocol import PROTOCOL, Echo, Failure, FromAgent
+from qmigrate.agent.protocol import PROTOCOL, Failure, FromAgent
+from qmigrate.agent.requests import Echo
 from qmigrate.controller.payload import Payload, build_payload, load_payload
 from qmigrate.controller.remote import Agent, open_agent, open_agents
 from qmigrate.controller.session import open_session

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from qmigrate.agent import facts, monitors, process
-from qmigrate.agent.protocol import InspectGuest, ListGuests
+from qmigrate.agent.requests import InspectGuest, ListGuests
 from qmigrate.agent.server import AgentContext, Shared
 from qmigrate.core.errors import UsageError
 from qmigrate.core.model import Guest, RunState

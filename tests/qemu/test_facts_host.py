@@ -11,7 +11,7 @@ import trio
 
 from qmigrate.agent import binary, process
 from qmigrate.agent.host import gather_host_facts
-from qmigrate.agent.protocol import GetHostFacts
+from qmigrate.agent.requests import GetHostFacts
 from qmigrate.core.errors import HostError
 
 pytestmark = pytest.mark.qemu

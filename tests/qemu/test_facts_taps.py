@@ -12,7 +12,8 @@ import pytest
 import trio
 
 from qmigrate.agent import facts
-from qmigrate.agent.protocol import InspectGuest, codec
+from qmigrate.agent.protocol import codec
+from qmigrate.agent.requests import InspectGuest
 from qmigrate.agent.server import AgentContext, Shared
 from tests.support.netns import open_tap
 from tests.support.odd_qemu import odd_qemu

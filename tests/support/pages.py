@@ -5,9 +5,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qmigrate.core.handover import DESTINATION, SOURCE, Row, diagram
+from qmigrate.core.handover import DESTINATION, SOURCE, Row, Write
 
 PAGE = Path(__file__).parents[2] / "docs/handover.md"
+
+
+def diagram() -> str:
+    """Return both tables as text, a line a transition: `state --event--> state: effects`."""
+    lines = []
+    for title, table in (("source", SOURCE), ("destination", DESTINATION)):
+        lines.append(f"{title}:")
+        for state, row in table.items():
+            for event, (following, effects) in row.items():
+                words = ", ".join(
+                    f"record {e.record}" if isinstance(e, Write) else str(e) for e in effects
+                )
+                lines.append(f"  {state} --{event}--> {following}: {words or '-'}")
+    return "\n".join(lines)
 
 
 def picture(table: Mapping[Any, Row], name: str) -> str:

@@ -3,7 +3,13 @@
 from dataclasses import replace
 
 from qmigrate.agent.facts import LIST_BYTES, _fitting
-from qmigrate.agent.protocol import LINE_LIMIT, Answer, GuestList, codec, encode
+from qmigrate.agent.protocol import (
+    LINE_LIMIT,
+    Answer,
+    codec,
+    encode,
+)
+from qmigrate.agent.requests import GuestList
 from tests.unit.test_cmdline import detail
 
 HONEST = detail(("qemu-system-x86_64", "-name", "web1")).guest

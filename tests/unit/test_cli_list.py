@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import pytest
 import trio
 
-from qmigrate.agent.protocol import GuestList, ListGuests
+from qmigrate.agent.requests import GuestList, ListGuests
 from qmigrate.cli.context import Context
 from qmigrate.cli.guests import notes, show, table
 from qmigrate.cli.list import with_hint

@@ -10,7 +10,12 @@ import trio
 
 from qmigrate.agent import disks
 from qmigrate.agent.locks import destination_key, source_key
-from qmigrate.agent.protocol import DiskProof, DiskProofs, ProveDisks, SeeDisks
+from qmigrate.agent.requests import (
+    DiskProof,
+    DiskProofs,
+    ProveDisks,
+    SeeDisks,
+)
 
 
 class Asker:

@@ -22,6 +22,7 @@ from qmigrate.core.handover import (
     destination_step,
     source_step,
 )
+from tests.support.pages import diagram
 
 S, SE, D, DE, E, R = Source, SourceEvent, Destination, DestinationEvent, Effect, Record
 
@@ -206,6 +207,6 @@ def test_every_effect_and_every_event_is_used() -> None:
 
 
 def test_the_diagram_has_a_line_for_every_row() -> None:
-    lines = handover.diagram().splitlines()
+    lines = diagram().splitlines()
     assert len(lines) == len(ROWS) + 2
     assert "  switching --qemu-completed--> away: record away, send-go" in lines

@@ -8,23 +8,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmigrate.agent.protocol import (
-    REPLIES,
     Answer,
     Call,
     Cancel,
-    Echo,
     Failure,
     FromAgent,
     FromController,
-    GetHostFacts,
     Hello,
     LineSplitter,
     Note,
-    Request,
     decode_untrusted,
     encode,
     parse_json_untrusted,
     structure_untrusted,
+)
+from qmigrate.agent.requests import (
+    REPLIES,
+    Echo,
+    GetHostFacts,
+    Request,
 )
 from qmigrate.core.errors import Problem, ProtocolError
 

@@ -13,7 +13,6 @@ from qmigrate.agent.protocol import (
     Answer,
     Call,
     Cancel,
-    Echo,
     Failure,
     FromAgent,
     Hello,
@@ -22,6 +21,7 @@ from qmigrate.agent.protocol import (
     decode_untrusted,
     encode,
 )
+from qmigrate.agent.requests import Echo
 from qmigrate.agent.server import HANDLERS, AgentContext, Handler, Server
 from qmigrate.core.errors import ProtocolError, SudoError
 
