@@ -102,7 +102,15 @@ sys.exit(main.main(sys.argv[1:]))
 """
 
 
-def hang(*words: str, preexec: str = "") -> subprocess.Popen[str]:
+# A suite that was started in the background has it ignored, and so would what it starts.
+HEED_SIGNALS = """
+import signal
+for _signum in (signal.SIGINT, signal.SIGHUP):
+    signal.signal(_signum, signal.SIG_DFL)
+"""
+
+
+def hang(*words: str, preexec: str = HEED_SIGNALS) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", preexec + HANG, "hang", *words],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV,
