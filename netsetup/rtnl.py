@@ -182,6 +182,13 @@ class Rtnl:
             f"look up {mac} in {bridge}", lambda ip: _fdb_port(ip, wanted, bridge, vlan)
         )
 
+    async def run(self, doing: str, work: Callable[[Any], T]) -> T:
+        """Return what `work` makes of the `IPRoute`, in the thread: for files with calls of their own.
+
+        `doing` completes "the kernel refused to …". All that holds for the methods above holds.
+        """
+        return await self._call(doing, work)
+
     async def _call(self, doing: str, work: Callable[[Any], T]) -> T:
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._thread is None or self._closed:
