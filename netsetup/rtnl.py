@@ -183,7 +183,7 @@ class Rtnl:
         )
 
     async def run(self, doing: str, work: Callable[[Any], T]) -> T:
-        """Return what `work` makes of the `IPRoute`, in the thread: for files with calls of their own.
+        """Return what `work` makes of the `IPRoute`: for files with netlink calls of their own.
 
         `doing` completes "the kernel refused to …". All that holds for the methods above holds.
         """
