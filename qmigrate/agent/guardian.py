@@ -54,12 +54,13 @@ def agent_command(mode: str) -> list[str]:
 
 
 def main(words: list[str]) -> int:
-    """Guard a job: `words` are the job's id, the lock's key and the descriptors."""
+    """Guard a job: `words` are the job's id, the lock's key, the descriptors; "again": go on."""
     job, key = words[:2]
-    inherited = Inherited.parse(words[2:])
+    inherited = Inherited.parse(words[2:5])
+    revived = words[5:] == ["again"]
     descriptors = (inherited.spec, inherited.door, inherited.lock)
     for attempt in range(1 + RESTARTS):
-        again = ["again"] if attempt else []
+        again = ["again"] if attempt or revived else []
         command = [*agent_command("worker"), job, *inherited.argv(), *again]
         status = subprocess.run(command, pass_fds=descriptors, check=False).returncode
         if status == OVER:

@@ -1,6 +1,5 @@
 """What a session can ask about jobs: start one, and whatever its door answers."""
 
-import json
 import os
 import re
 import subprocess
@@ -15,7 +14,7 @@ from qmigrate.agent import locks
 from qmigrate.agent.door import DOOR_DEADLINE_S, ask, make_door
 from qmigrate.agent.guardian import Inherited, agent_command
 from qmigrate.agent.places import JobPlaces, runs_systemd
-from qmigrate.agent.protocol import codec, parse_json_untrusted, structure_untrusted
+from qmigrate.agent.protocol import parse_json_untrusted, structure_untrusted
 from qmigrate.agent.requests import (
     AwaitReady,
     CancelJob,
@@ -30,6 +29,7 @@ from qmigrate.agent.requests import (
     WatchJob,
 )
 from qmigrate.agent.server import AgentContext
+from qmigrate.agent.specs import keep_spec, make_told
 from qmigrate.core.errors import AgentLostError, HostError, NoSuchJobError
 from qmigrate.core.job import JobReport, JobSpec, Limits
 
@@ -47,17 +47,31 @@ async def start_job(ctx: AgentContext, request: StartJob) -> JobStarted:
     lock = locks.take(key, spec.job)
     try:
         places.make()
+        try:
+            keep_spec(places.spec, spec)
+        except HostError:
+            places.remove()
+            raise
     except HostError:
         locks.remove(key, lock)
         raise
+    return await guard(ctx, spec, lock)
+
+
+async def guard(ctx: AgentContext, spec: JobSpec, lock: int, *, again: bool = False) -> JobStarted:
+    """Start a guardian that inherits `lock`; return once the job's agent is ready for its peer.
+
+    `again`: its first agent goes on from the journal. `lock` is closed here whatever comes of it.
+    """
+    places = JobPlaces(spec.job)
     with _descriptors(spec, places, lock) as inherited:
         log = os.open(
             places.logs / "agent.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
         )
         try:
-            command = [*_unit(spec), *agent_command("guardian"), spec.job, key]
+            command = [*_unit(spec), *agent_command("guardian"), spec.job, lock_key(spec)]
             process = subprocess.Popen(  # noqa: ASYNC220 - a fork and an exec, nothing waits
-                [*command, *inherited.argv()],
+                [*command, *inherited.argv(), *(["again"] if again else [])],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -92,10 +106,9 @@ def lock_key(spec: JobSpec) -> str:
 @contextmanager
 def _descriptors(spec: JobSpec, places: JobPlaces, lock: int) -> Iterator[Inherited]:
     """Make what guardian and agent inherit; ours are closed at the end."""
-    told = os.memfd_create("qmigrate-job", os.MFD_CLOEXEC)
-    door = -1
+    told = door = -1
     try:
-        os.pwrite(told, json.dumps(codec.unstructure(spec)).encode(), 0)
+        told = make_told(spec)
         door = make_door(places.door)
         yield Inherited(spec=told, door=door, lock=lock)
     finally:

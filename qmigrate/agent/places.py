@@ -3,7 +3,7 @@
 ::
 
     /run/qmigrate/             0711  so that a guest's own user can reach its own directory
-    ├── jobs/<job>/            0700  journal, door
+    ├── jobs/<job>/            0700  journal, spec, door
     ├── locks/                 0700
     └── guests/                0711
         └── <guest's id>/      0700  the guest's user: its monitor, console sockets, pid file
@@ -91,6 +91,11 @@ class JobPlaces:
     def journal(self) -> Path:
         """See `agent.journal`."""
         return self.directory / "journal"
+
+    @property
+    def spec(self) -> Path:
+        """The job's spec without its identity; see `agent.specs`."""
+        return self.directory / "spec.json"
 
     @property
     def door(self) -> Path:

@@ -13,7 +13,6 @@ from qmigrate.agent.job import JobAgent
 from qmigrate.agent.jobs import lock_key
 from qmigrate.agent.journal import Journal
 from qmigrate.agent.places import JobPlaces
-from qmigrate.agent.protocol import parse_json_untrusted, structure_untrusted
 from qmigrate.agent.requests import (
     AwaitReady,
     CancelJob,
@@ -25,6 +24,7 @@ from qmigrate.agent.requests import (
 )
 from qmigrate.agent.server import AgentContext, Handler
 from qmigrate.agent.source import SourceAgent
+from qmigrate.agent.specs import read_told
 from qmigrate.core.errors import HostError, QmigrateError
 from qmigrate.core.job import JobReport, JobSpec, Limits
 from qmigrate.core.model import Side
@@ -37,8 +37,7 @@ def main(words: list[str]) -> int:
     """Be the job's agent: `words` are the job's id, the descriptors, and "again" for a takeover."""
     job, again = words[0], words[-1] == "again"
     inherited = Inherited.parse(words[1:4])
-    told = os.pread(inherited.spec, os.fstat(inherited.spec).st_size, 0)
-    spec = structure_untrusted(parse_json_untrusted(told), JobSpec)
+    spec = read_told(inherited.spec)
     places = JobPlaces(job)
     # A collection in the middle of the switchover would be part of the guest's blackout.
     gc.collect()

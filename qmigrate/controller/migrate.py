@@ -326,6 +326,7 @@ def destination_spec(plan: Plan, keys: JobKeys) -> JobSpec:
         peer_host=plan.source.name,
         faults=wish.faults,
         patience=wish.patience,
+        disks=plan.images,
         destination=DestinationSpec(plan.twin.plan, addresses),
     )
 
@@ -349,6 +350,7 @@ def source_spec(plan: Plan, keys: JobKeys, peer: tuple[Address, ...]) -> JobSpec
         peer_host=wish.destination.name,
         faults=wish.faults,
         patience=wish.patience,
+        disks=plan.images,
         source=SourceSpec(
             pid=guest.pid,
             start_ticks=guest.start_ticks,

@@ -65,6 +65,11 @@ class Plan:
         """The guest that is to move."""
         return self.detail.guest
 
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The images that the guest writes to, by absolute path."""
+        return _written_to(self.detail)
+
 
 def new_job_id(guest: str) -> str:
     """Return an id that people can say and that is nobody else's."""
@@ -184,15 +189,13 @@ async def _prove_images(
     """Have one host leave nonces and the other look for them."""
     cwd = detail.process.cwd
 
-    def absolute(path: str) -> str:
-        return os.path.normpath(os.path.join(cwd, path))  # noqa: PTH118 - the guest's, not ours
-
     disks = detail.guest.disks
-    writable = tuple(dict.fromkeys(absolute(d.path) for d in writable_disks(disks) if d.path))
+    writable = _written_to(detail)
     others = [d.path for d in disks if d.path and d.read_only]
     others += [path for disk in disks for path in disk.backing]
     others += [*made.files, cwd]
-    files = tuple(p for p in dict.fromkeys(map(absolute, others)) if p not in writable)
+    absolute = (_absolute(cwd, path) for path in others)
+    files = tuple(path for path in dict.fromkeys(absolute) if path not in writable)
     with trio.move_on_after(PROOF_DEADLINE_S):
         async with aclosing(source.stream(ProveDisks(writable, files))) as proofs:
             async for told in proofs:
@@ -202,6 +205,17 @@ async def _prove_images(
                     for here, there in zip(told.proofs, seen.proofs, strict=True)
                 )
     raise HostError(f"the guest's images could not be compared within {PROOF_DEADLINE_S:g} s")
+
+
+def _absolute(cwd: str, path: str) -> str:
+    return os.path.normpath(os.path.join(cwd, path))  # noqa: PTH118 - the guest's, not ours
+
+
+def _written_to(detail: GuestDetail) -> tuple[str, ...]:
+    """Return the images that the guest writes to, by absolute path, each once."""
+    cwd = detail.process.cwd
+    disks = writable_disks(detail.guest.disks)
+    return tuple(dict.fromkeys(_absolute(cwd, disk.path) for disk in disks if disk.path))
 
 
 def _evidence(here: DiskProof, there: DiskProof, *, writable: bool) -> ImageEvidence:
