@@ -18,7 +18,7 @@ MIN_MTU_BYTES, MAX_MTU_BYTES = 68, 65521  # of a tun device (drivers/net/tun.c)
 
 IFF_UP = 0x1
 IFF_LOWER_UP = 0x10000
-_PORT_STATES = ("disabled", "listening", "learning", "forwarding", "blocking")
+PORT_STATES = ("disabled", "listening", "learning", "forwarding", "blocking")
 _BRIDGE_VLAN_PVID = 0x2
 
 
@@ -208,11 +208,11 @@ def port_of(message: Message, bridge: Bridge, pvid: int | None) -> BridgePort:
         return None if value is None else bool(value)
 
     state = message.get(("linkinfo", "slave_data", "IFLA_BRPORT_STATE"))
-    known = state is not None and state < len(_PORT_STATES)
+    known = state is not None and state < len(PORT_STATES)
     return BridgePort(
         name=message.get("ifname"),
         bridge=bridge.name,
-        state=_PORT_STATES[state] if known else "unknown",
+        state=PORT_STATES[state] if known else "unknown",
         stp=bridge.stp,
         forward_delay_s=bridge.forward_delay_s,
         pvid=pvid,
