@@ -150,7 +150,7 @@ def remove_guest_directory(tag: str) -> str | None:
     """Remove the run directory of a guest that has left this host; return why it is still there."""
     path = _guest_path(tag)
     try:
-        if _is_lived_in(path):
+        if is_lived_in(path):
             return f"{path} is left alone: a process listens in it"
         os.chown(path, 0, 0, follow_symlinks=False)  # nobody adds to it while it is emptied
         path.chmod(0o700)
@@ -170,7 +170,7 @@ def _guest_path(tag: str) -> Path:
     return Path(RUN_DIRECTORY, "guests", tag)
 
 
-def _is_lived_in(path: Path) -> bool:
+def is_lived_in(path: Path) -> bool:
     """Tell whether a process listens at a socket in `path`, as every twin of ours does.
 
     Asked by a connect: in /proc/net/unix a name with a newline can forge any row.

@@ -7,6 +7,7 @@ travel is `agent.protocol`'s.
 from dataclasses import dataclass
 from typing import Any
 
+from qmigrate.core.belongings import Belongings, LogWish, PeerSays, Thing
 from qmigrate.core.errors import Problem
 from qmigrate.core.handover import Word
 from qmigrate.core.holdings import EndedJob, JobOnHost
@@ -259,6 +260,38 @@ class TellJob:
     word: Word
 
 
+@dataclass(frozen=True, slots=True)
+class ListBelongings:
+    """Ask for all that is ours on the host, as `core.belongings` judges it."""
+
+    logs: bool = False  # what was said in jobs, too
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveBelongings:
+    """Remove what serves nobody; each thing is judged again, under its lock, just before."""
+
+    things: tuple[Thing, ...]
+    peers: tuple[PeerSays, ...] = ()
+    logs: LogWish | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What came of one thing: it is gone, or why it is not."""
+
+    thing: Thing
+    removed: bool
+    why: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Removals:
+    """Answer to `RemoveBelongings`, in the order in which it was done."""
+
+    removals: tuple[Removal, ...]
+
+
 Request = (
     GetHostFacts
     | ListGuests
@@ -280,6 +313,8 @@ Request = (
     | CarryLink
     | BringFrame
     | TellJob
+    | ListBelongings
+    | RemoveBelongings
 )
 
 REPLIES: dict[type, type] = {
@@ -303,6 +338,8 @@ REPLIES: dict[type, type] = {
     CarryLink: Done,
     BringFrame: Done,
     TellJob: Done,
+    ListBelongings: Belongings,
+    RemoveBelongings: Removals,
 }
 
 NOTES: dict[type, Any] = {  # what the notes of a streaming request are; a union must be tagged

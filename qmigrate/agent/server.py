@@ -46,10 +46,13 @@ from qmigrate.agent.requests import (
     Echo,
     GetHostFacts,
     InspectGuest,
+    ListBelongings,
     ListGuests,
+    ListJobs,
     PointJob,
     ProveDisks,
     ReadLogs,
+    RemoveBelongings,
     SeeDisks,
     SetJob,
     StartJob,
@@ -132,6 +135,9 @@ HANDLERS: dict[type, Handler] = {
     SetJob: _late("qmigrate.agent.jobs", "relay"),
     CancelJob: _late("qmigrate.agent.jobs", "relay"),
     ReadLogs: _late("qmigrate.agent.jobs", "read_logs"),
+    ListJobs: _late("qmigrate.agent.holdings", "list_jobs"),
+    ListBelongings: _late("qmigrate.agent.clearing", "list_belongings"),
+    RemoveBelongings: _late("qmigrate.agent.clearing", "remove_belongings"),
 }
 
 
