@@ -280,14 +280,18 @@ class DestinationAgent(JobAgent):
     async def _say_ready(self, request: peer.AreYouReady) -> None:
         """Take what the source has learned, and say that QEMU is alive: the guest is stopped."""
         self.announcing.add(request.addresses)
+        await self.fault("at pre-switchover")
         if self.qemu is not None and not self.qemu.has_ended():
             await self.send(peer.Ready())
+            await self.fault("at switchover")
 
     # QEMU
 
     async def on_qemu(self, event: Event) -> None:
         """Turn an event of the twin's into what the table or a waiting task needs."""
         match event:
+            case MigrationEvent(status=MigrationStatus.ACTIVE):
+                await self.fault("at copying")
             case MigrationEvent(status=MigrationStatus.COMPLETED):
                 self.mark("loaded")
                 await self.fault("at loaded")

@@ -13,8 +13,6 @@ their side; what may follow what is decided nowhere but in the table.
 """
 
 import json
-import os
-import signal
 import time
 import traceback
 from abc import ABC, abstractmethod
@@ -77,6 +75,8 @@ class JobAgent(ABC):
         self._points = {f.moment: f.action for f in spec.faults if f.side is self.side}
         self._watchers: set[trio.MemorySendChannel[JobNote]] = set()
         self._latest: JobNote | None = None
+        self.attended = trio.Event()  # somebody follows the job at its door
+        self.deserted = trio.Event()  # nobody does any more
         self._linked = trio.Event()
         self.nursery: trio.Nursery
 
@@ -152,15 +152,9 @@ class JobAgent(ABC):
         if action is None:
             return
         self.say(f"fault point {moment}: {action}")
-        match action:
-            case "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            case "stop":
-                os.kill(os.getpid(), signal.SIGSTOP)
-            case "hang":
-                await trio.sleep_forever()
-            case _:
-                raise ProtocolError(f"no fault is called {action}")
+        from qmigrate.agent.striking import strike  # in earnest it is never imported
+
+        await strike(self, moment, action)
 
     def spare(self) -> None:
         """Let no fault point strike: the agent before this one has had them."""
@@ -286,7 +280,10 @@ class JobAgent(ABC):
         send, receive = trio.open_memory_channel[JobNote](256)
         if self._latest is not None:
             send.send_nowait(self._latest)
+        if not self._watchers:
+            self.deserted = trio.Event()
         self._watchers.add(send)
+        self.attended.set()
         try:
             async for each in receive:
                 await note(each)
@@ -294,6 +291,9 @@ class JobAgent(ABC):
                     break
         finally:
             self._watchers.discard(send)
+            if not self._watchers:
+                self.attended = trio.Event()
+                self.deserted.set()
         return self.report
 
     def tell(self, note: JobNote) -> None:

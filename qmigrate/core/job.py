@@ -51,7 +51,7 @@ class FaultPoint:
 
     side: Side
     moment: str  # see `core.faults`: "before record away", "after send-go", "at loaded"
-    action: str  # "kill", "stop", "hang"
+    action: str  # see `core.faults.Action`
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +267,7 @@ class JobNote:
     warning: str | None = None
     unknown: Problem | None = None  # the outcome cannot be known yet
     report: JobReport | None = None  # the last note
+    linked: bool | None = None  # False: the agents have no link; a controller may carry (CarryLink)
 
 
 @dataclass(frozen=True, slots=True)
