@@ -5,18 +5,15 @@ the sender did not merely forward, the socket's buffer is small and the reader p
 guest that sends a million packets a second costs a filter run each and no more.
 """
 
-import ctypes
 import itertools
-import socket
-import struct
-from errno import ENETDOWN, ENODEV
+from errno import ENETDOWN
 from functools import partial
 from typing import Self
 
 import trio
 from trio.socket import SocketType
 
-from netsetup.errors import FrameError, NoSuchLinkError, RefusedError
+from netsetup.errors import FrameError
 from netsetup.frames import (
     ETHERTYPE_ARP,
     ETHERTYPE_IPV4,
@@ -30,22 +27,13 @@ from netsetup.frames import (
     parse_mac,
     sighting_untrusted,
 )
-from netsetup.links import check_name
+from netsetup.packets import CONTROL_BYTES, Program, listen, stripped_vlan
 
 MAX_ADDRESSES = 16  # a family; a guest that claims more is scanning, or is a router
 BATCH_FRAMES = 32  # then a pause of
 PAUSE_S = 0.1  # which bounds the work to 320 frames a second
 _SNAP_BYTES = 256  # the longest honest ND message is shorter
 _BUFFER_BYTES = 32 * 1024
-
-_SOL_PACKET = 263
-_PACKET_AUXDATA = 8
-_PACKET_IGNORE_OUTGOING = 23
-_ETH_P_ALL = 3
-_SO_ATTACH_FILTER = 26
-_TP_STATUS_VLAN_VALID = 0x10
-# struct tpacket_auxdata: | status 4 | len 4 | snaplen 4 | mac 2 | net 2 | tci 2 | tpid 2 |
-_AUXDATA = struct.Struct("=III4xHxx")
 
 # Classic BPF: load a word, half or byte; jump if equal, or always; return so many octets.
 _LOADS = {4: 0x20, 2: 0x28, 1: 0x30}
@@ -139,14 +127,12 @@ class AddressWatch:
     async def _read(self, sock: SocketType, *, sampled: bool) -> None:
         for count in itertools.count(1):
             try:
-                frame, control, _, _ = await sock.recvmsg(
-                    _SNAP_BYTES, socket.CMSG_SPACE(_AUXDATA.size)
-                )
+                frame, control, _, _ = await sock.recvmsg(_SNAP_BYTES, CONTROL_BYTES)
             except OSError as exc:
                 if exc.errno == ENETDOWN:
                     break
                 raise
-            self._note(frame, _stripped_vlan(control))
+            self._note(frame, stripped_vlan(control))
             if self._full():
                 break
             if sampled and count % BATCH_FRAMES == 0:
@@ -188,35 +174,6 @@ def learn_addresses(nursery: trio.Nursery, tap: str, mac: str) -> AddressWatch:
     return watch
 
 
-def _listen(tap: str, program: list[tuple[int, int, int, int]]) -> SocketType:
-    """Return a socket that hears what the guest sends; protocol 0 until the filter is on it."""
-    try:
-        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-    except OSError as exc:
-        raise RefusedError("open a packet socket", exc.errno or 0) from exc
-    try:
-        octets = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
-        code = ctypes.create_string_buffer(octets, len(octets))
-        sock_fprog = struct.pack("HP", len(program), ctypes.addressof(code))
-        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, sock_fprog)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
-        sock.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
-        sock.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
-        # All protocols: a socket bound to one sees tagged frames with the tag already lost.
-        sock.bind((check_name(tap), _ETH_P_ALL))
-    except OSError as exc:
-        sock.close()
-        if exc.errno == ENODEV:
-            raise NoSuchLinkError(f"there is no interface {tap}") from exc
-        raise RefusedError(f"listen on {tap}", exc.errno or 0) from exc
-    return trio.socket.from_stdlib_socket(sock)
-
-
-def _stripped_vlan(control: list[tuple[int, int, bytes]]) -> int | None:
-    """Return the VLAN id of the tag that the kernel took off the frame."""
-    for level, kind, octets in control:
-        if (level, kind) == (_SOL_PACKET, _PACKET_AUXDATA) and len(octets) >= _AUXDATA.size:
-            status, _, _, tci = _AUXDATA.unpack_from(octets)
-            if status & _TP_STATUS_VLAN_VALID:
-                return tci & 0xFFF or None
-    return None
+def _listen(tap: str, program: Program) -> SocketType:
+    """Return a socket that hears what the guest sends."""
+    return trio.socket.from_stdlib_socket(listen(tap, program, buffer_bytes=_BUFFER_BYTES))
