@@ -15,9 +15,11 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from qmigrate.core.errors import HostError, QmigrateError
+from qmigrate.lab import overhead
 from qmigrate.lab.accel import working_accelerator
 from qmigrate.lab.demo import (
     GUEST_IP4,
@@ -193,8 +195,16 @@ def main(words: Sequence[str] | None = None) -> int:
     many.add_argument("--lab", default="bench", metavar="NAME")
     many.add_argument("-v", "--verbose", action="store_true")
     many.add_argument("migrate", nargs="*", help="options of migrate, after --")
+    beside = what.add_parser("overhead", help="beside a bare QMP script, interleaved")
+    beside.add_argument("--rounds", type=int, default=20)
+    beside.add_argument("--warmup", type=int, default=1, help="rounds that are not counted")
+    beside.add_argument("--load", default="0:0", metavar="MIB:RATE", help="what linux dirties")
+    beside.add_argument("--lab", default="bench", metavar="NAME")
+    beside.add_argument("--samples", type=Path, metavar="FILE", help="where all samples are kept")
+    beside.add_argument("-v", "--verbose", action="store_true")
     try:
-        return run(parser.parse_args(words))
+        known = parser.parse_args(words)
+        return overhead.run(known) if known.what == "overhead" else run(known)
     except QmigrateError as exc:
         print(f"bench: {exc.problem.what} {exc.problem.last_words or ''}", file=sys.stderr)
         return exc.exit_code
