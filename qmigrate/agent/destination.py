@@ -11,7 +11,8 @@ from netsetup.rtnl import Rtnl
 from qmigrate.agent import peer, twin
 from qmigrate.agent.announcing import Announcing
 from qmigrate.agent.deciding import look, look_ahead, run_guest
-from qmigrate.agent.job import JobAgent
+from qmigrate.agent.job import JobAgent, boot_id
+from qmigrate.agent.loading import load, load_failure, say_ready
 from qmigrate.agent.monitoring import Looked, Watched
 from qmigrate.core.errors import HostError, MonitorError, Problem, QmigrateError
 from qmigrate.core.handover import (
@@ -23,9 +24,9 @@ from qmigrate.core.handover import (
     destination_step,
 )
 from qmigrate.core.job import DestinationSpec, TwinFacts
-from qmigrate.core.model import RUNS, Address, RunState, Side
+from qmigrate.core.model import RUNS, RunState, Side
+from qmigrate.core.rights import DESTINATION_WORDS
 from qmigrate.core.takeover import destination_after
-from qmigrate.core.tuning import Options, Party
 from qmigrate.qmp.events import Event, MigrationEvent, MigrationStatus, ResumeEvent
 from qmigrate.qmp.introspect import shape
 
@@ -36,6 +37,7 @@ class DestinationAgent(JobAgent):
     """See the module; `spec.destination` says what to start."""
 
     side = Side.DESTINATION
+    words = DESTINATION_WORDS
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -73,7 +75,7 @@ class DestinationAgent(JobAgent):
             trio.open_nursery() as self.nursery,
         ):
             self.announcing = Announcing(self.rtnl, self.plan.addresses, self.say)
-            async with self.listening() as endpoint:
+            async with self.linking.listening(boot_id()) as endpoint:
                 if again:  # what is heard meanwhile waits until it is known where we stand
                     await self._take_over()
                 else:
@@ -84,7 +86,7 @@ class DestinationAgent(JobAgent):
                 self.ready.set()
                 if not self.over.is_set():
                     self._wait_for_peer("the source did not appear")
-                    self.nursery.start_soon(self.keep_link, endpoint, self.spec.patience.link_s)
+                    self.nursery.start_soon(self.linking.keep, endpoint, self.spec.patience.link_s)
                     await self.over.wait()
             self.say_marks()
             await self._announce_on()
@@ -130,9 +132,10 @@ class DestinationAgent(JobAgent):
                 problem = self.trouble(
                     "host", "the destination's QEMU ended as soon as it was started"
                 )
-            self._fail(problem or self.trouble("host", str(exc)))
+            self.fail(problem or self.trouble("host", str(exc)))
 
-    def _fail(self, problem: Problem) -> None:
+    def fail(self, problem: Problem) -> None:
+        """Refuse for `problem`, with what QEMU has said last."""
         words = twin.last_words(self.log)
         self.post(
             DE.REFUSE,
@@ -182,9 +185,10 @@ class DestinationAgent(JobAgent):
             try:
                 await self._hold(started, self.spec.patience.start_s)
             except QmigrateError as exc:
-                self._fail(exc.problem)
+                self.fail(exc.problem)
                 return
             looked = await self.qemu.look() if self.qemu else looked
+        self.had = entry.had
         self.run_it = entry.had in RUNS or entry.had is RunState.UNKNOWN
         self.state, effects = destination_after(
             entry.record, looked.look, looked.state, run_it=self.run_it
@@ -195,12 +199,6 @@ class DestinationAgent(JobAgent):
         await self.carry_out(effects)
 
     # The peer
-
-    def point(self, addresses: tuple[Address, ...]) -> None:
-        """Learn where the source listens."""
-        self.record(self.entry().record, peer=addresses)
-        if self.endpoint is not None:
-            self.endpoint.set_peer(addresses)
 
     async def connected(self) -> None:
         """Introduce the twin; repeat what was decided."""
@@ -214,6 +212,8 @@ class DestinationAgent(JobAgent):
 
     def unlinked(self, problem: Problem, *, first: bool) -> None:
         """Have patience with a source that was here before; each vain dial takes none away."""
+        if self.link is not None:  # it is heard by a controller's hands
+            return
         if not first and self._patience is None:
             self._wait_for_peer("the link to the source broke and it did not come back")
 
@@ -238,9 +238,9 @@ class DestinationAgent(JobAgent):
         """Turn a message of the source's into work or an event."""
         match message:
             case peer.Load():
-                self.nursery.start_soon(self._load, message)
+                self.nursery.start_soon(load, self, message)
             case peer.AreYouReady():
-                await self._say_ready(message)
+                await say_ready(self, message)
             case peer.Go():
                 self.mark("go heard")
                 self.run_it, self.alone = message.run, message.alone
@@ -256,35 +256,6 @@ class DestinationAgent(JobAgent):
             case _:
                 self.say(f"not for a destination: {type(message).__name__}")
 
-    async def _load(self, request: peer.Load) -> None:
-        """Hand QEMU its end of the memory stream."""
-        if self.qemu is None or self.link is None or self.endpoint is None:
-            return
-        try:
-            qemu = self.qemu.qemu
-            await self.qemu.tune(Party.DESTINATION, Options())
-            # Early: netlink takes milliseconds, and later the guest stands still.
-            macs = {tap.netdev: tap.mac for tap in self.plan.twin.taps if tap.mac}
-            await self.announcing.arm_twin(self._exits, self.taps, macs)
-            name = request.socket
-            data_s = self.spec.patience.data_s
-            with await self.endpoint.data_socket(self.link, name, data_s) as data:
-                await qemu.monitor.pass_fd(data.fileno(), name)
-            await self.fault("at loading")
-            await qemu.incoming_fd(request.socket)
-            await self.send(peer.Loading())
-        except QmigrateError as exc:
-            self.complain()
-            self._fail(exc.problem)
-
-    async def _say_ready(self, request: peer.AreYouReady) -> None:
-        """Take what the source has learned, and say that QEMU is alive: the guest is stopped."""
-        self.announcing.add(request.addresses)
-        await self.fault("at pre-switchover")
-        if self.qemu is not None and not self.qemu.has_ended():
-            await self.send(peer.Ready())
-            await self.fault("at switchover")
-
     # QEMU
 
     async def on_qemu(self, event: Event) -> None:
@@ -298,7 +269,7 @@ class DestinationAgent(JobAgent):
                 self.nursery.start_soon(look_ahead, self)
             case MigrationEvent(status=MigrationStatus.FAILED):
                 self.loaded.set()  # nothing more will come
-                self._fail(await self._load_failure())
+                self.fail(await load_failure(self))
             case ResumeEvent():
                 self.mark("resumed")
                 if self.resume_us is None:
@@ -307,21 +278,14 @@ class DestinationAgent(JobAgent):
             case _:
                 pass
 
-    async def _load_failure(self) -> Problem:
-        what = "the destination's QEMU could not load the guest"
-        if self.qemu is None:
-            return self.trouble("rolled-back", what)
-        try:
-            words = (await self.qemu.qemu.query_migrate()).error_desc
-        except MonitorError:
-            words = None
-        return self.trouble("rolled-back", what, last_words=words)
-
     # The table's effects
 
     def step(self, event: Any) -> tuple[Destination, Effects]:
         """See `core.handover.DESTINATION`."""
-        return destination_step(self.state, event)
+        following, effects = destination_step(self.state, event)
+        if event is DE.RUN_HERE and following is D.DECIDING:
+            self.alone = True  # whoever vouches for it has seen to the source's copy
+        return following, effects
 
     async def effect(self, effect: Effect) -> None:
         """Carry out one effect on the destination."""

@@ -106,10 +106,12 @@ async def look_at_boot(agent: "SourceAgent") -> None:
 
 async def end(agent: "SourceAgent") -> None:
     """Hear the destination out, report, leave."""
-    if agent.link is not None or agent._again:  # a new agent has yet to find the destination
+    was_there = agent.preparation.twin is not None or agent._again
+    # Without a link as well: a new agent has yet to find the destination, a link that broke may
+    # come back or be carried, and a destination that is told leaves nothing waiting there.
+    if agent.link is not None or was_there:
         with trio.move_on_after(agent.spec.patience.farewell_s):
             await agent._farewell.wait()
-    was_there = agent.preparation.twin is not None or agent._again
     heard = agent._farewell.is_set() or not was_there
     if not heard:
         agent.left += (f"{agent.spec.peer_host}: not heard of since the link broke",)

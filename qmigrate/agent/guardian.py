@@ -64,12 +64,22 @@ def main(words: list[str]) -> int:
         command = [*agent_command("worker"), job, *inherited.argv(), *again]
         status = subprocess.run(command, pass_fds=descriptors, check=False).returncode
         if status == OVER:
-            locks.remove(key, inherited.lock)
-            JobPlaces(job).remove()
+            leave(job, key, inherited.lock)
             return 0
         if status == KEEP_JOURNAL:
             break
         log.write(f"guardian: the agent of job {job} ended with status {status}\n")
-    JobPlaces(job).door.unlink(missing_ok=True)
-    locks.remove(key, inherited.lock)
+    leave(job, key, inherited.lock, keep_journal=True)
     return 1
+
+
+def leave(job: str, key: str, lock: int, *, keep_journal: bool = False) -> None:
+    """Remove what guardian and agent hold together: the lock, the door, the journal if it may go.
+
+    Either does it at the end, whoever is first: the other may be dead.
+    """
+    if keep_journal:
+        JobPlaces(job).door.unlink(missing_ok=True)
+    else:
+        JobPlaces(job).remove()
+    locks.remove(key, lock)

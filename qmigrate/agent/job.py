@@ -16,39 +16,62 @@ import json
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import trio
 
 from qmigrate.agent import log, peer
+from qmigrate.agent.carrying import CarriedLink
 from qmigrate.agent.journal import VERSION, Entry, Journal
+from qmigrate.agent.linking import Linking
 from qmigrate.agent.places import JobPlaces
 from qmigrate.agent.protocol import codec
 from qmigrate.core.errors import (
     GuestEndedError,
-    LinkBrokenError,
+    HostError,
     Problem,
-    ProtocolError,
-    QmigrateError,
 )
-from qmigrate.core.handover import Effect, ImpossibleEventError, Record, Write
+from qmigrate.core.handover import Effect, ImpossibleEventError, Record, Word, Write
 from qmigrate.core.job import JobNote, JobReport, JobSpec, Mark
 from qmigrate.core.model import Address, RunState, Side
+from qmigrate.core.secret import Identity
 from qmigrate.qmp.client import QmpThread
-from qmigrate.transport.endpoint import FEATURES, Endpoint, EndpointSpec, open_endpoint
+from qmigrate.transport.endpoint import Endpoint
 from qmigrate.transport.link import Link
 
-REDIAL_PAUSE_S = 0.25  # between attempts to have the link back; a dial has its own deadline
+WORD_DEADLINE_S = 15.0  # for the reader to come to a word: an effect may wait for QEMU meanwhile
+
+
+@dataclass(slots=True)
+class Told:
+    """A word from outside on its way through the inbox, and what has become of it."""
+
+    settled: trio.Event = field(default_factory=trio.Event)
+    taken: bool = False
+
+    def take(self) -> None:
+        """Say that the table has taken it."""
+        self.taken = True
+        self.settled.set()
+
+
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """What is in the inbox: an event of the table and, where there is one, the reason."""
+
+    event: Any
+    problem: Problem | None = None
+    told: Told | None = None
 
 
 class JobAgent(ABC):
-    """What both sides share: inbox, journal, link, notes; see the module."""
+    """What both sides share: inbox, journal, notes, words from outside; see the module."""
 
     side: Side
+    words: Mapping[Word, Any]  # what this side can be told, and the event that it is
 
     def __init__(
         self, spec: JobSpec, places: JobPlaces, journal: Journal, qmp_thread: QmpThread
@@ -61,30 +84,27 @@ class JobAgent(ABC):
         self.problem: Problem | None = None  # the first one is the reason
         self.report: JobReport | None = None
         self.had = RunState.UNKNOWN  # the state to be found again at the end
-        self.link: Link | None = None
-        self.endpoint: Endpoint | None = None
+        self.linking = Linking(self)
         self.started_s = time.monotonic()
         self.marks: list[Mark] = []
         self.ready = trio.Event()  # this side can be reached by its peer, or has failed
         self.over = trio.Event()  # the effect END was carried out
-        self._send_inbox, self._inbox = trio.open_memory_channel[tuple[Any, Problem | None]](
-            float("inf")
-        )
+        self._send_inbox, self._inbox = trio.open_memory_channel[Posted](float("inf"))
         self.let_go: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint  # of lock and door
+        self.keep_told: Callable[[JobSpec], None] = lambda _: None  # where the next agent reads it
         self.unheard = False  # the peer may still ask: the journal must stay
         self._points = {f.moment: f.action for f in spec.faults if f.side is self.side}
         self._watchers: set[trio.MemorySendChannel[JobNote]] = set()
         self._latest: JobNote | None = None
         self.attended = trio.Event()  # somebody follows the job at its door
         self.deserted = trio.Event()  # nobody does any more
-        self._linked = trio.Event()
         self.nursery: trio.Nursery
 
     # The inbox
 
     def post(self, event: Any, problem: Problem | None = None) -> None:
         """Put an event of the table into the inbox; the first problem is kept as the reason."""
-        self._send_inbox.send_nowait((event, problem))
+        self._send_inbox.send_nowait(Posted(event, problem))
 
     def post_later(self, deadline_s: float, event: Any, what: str) -> trio.CancelScope:
         """Post `event` when a deadline passes; return the scope that calls it off."""
@@ -102,20 +122,25 @@ class JobAgent(ABC):
         """Step through the table until END."""
         while not self.over.is_set():
             try:  # what an effect has posted follows at once: every turn of the loop takes time
-                event, problem = self._inbox.receive_nowait()
+                posted = self._inbox.receive_nowait()
             except trio.WouldBlock:
-                event, problem = await self._inbox.receive()
+                posted = await self._inbox.receive()
+            event, problem = posted.event, posted.problem
+            try:
+                following, effects = self.step(event)
+            except ImpossibleEventError as exc:
+                self.say(f"nothing was done: {exc}")
+                if posted.told is not None:
+                    posted.told.settled.set()
+                continue
             if problem is not None:
                 self.say(f"{event}: {problem.what}" + _words(problem))
                 # A guest's own end explains whatever was seen of it before.
                 if self.problem is None or problem.code == GuestEndedError.code:
                     self.problem = problem
-            try:
-                following, effects = self.step(event)
-            except ImpossibleEventError as exc:
-                self.say(f"a defect, and nothing was done: {exc}")
-                continue
             before, self.state = self.state, following
+            if posted.told is not None:
+                posted.told.take()
             await self.carry_out(effects)
             if before != following:
                 self.say(f"{before} --{event}--> {following}")
@@ -164,10 +189,11 @@ class JobAgent(ABC):
 
     def record(self, record: Record, **changes: Any) -> None:
         """Make `record` durable, with what is known now."""
+        known = self.entry()
         entry = replace(
-            self.entry(),
+            known,
             record=record,
-            had=self.had,
+            had=known.had if self.had is RunState.UNKNOWN else self.had,
             boottime_s=time.clock_gettime(time.CLOCK_BOOTTIME),
             note=self.problem.what if self.problem else None,
             **changes,
@@ -196,66 +222,21 @@ class JobAgent(ABC):
             boottime_s=0.0,
         )
 
-    # The link
+    # The peer
 
-    @asynccontextmanager
-    async def listening(self) -> AsyncIterator[Endpoint]:
-        """Own this side of the link while the block runs."""
-        spec = EndpointSpec(
-            identity=self.spec.identity,
-            side=self.side,
-            job=self.spec.job,
-            boot_id=boot_id(),
-            listen_addresses=self.spec.listen_addresses,
-            port_range=self.spec.port_range,
-            incarnation=self.entry().number + 1,
-            features=FEATURES | ({"faults"} if self.spec.faults else set()),
-        )
-        async with open_endpoint(spec, self.nursery) as endpoint:
-            self.endpoint = endpoint
-            yield endpoint
+    @property
+    def link(self) -> Link | CarriedLink | None:
+        """The way to the peer that there is, direct or carried."""
+        return self.linking.link
 
-    async def keep_link(self, endpoint: Endpoint, deadline_s: float) -> None:
-        """Have a link, read it, have another when it breaks; for ever."""
-        first = True
-        while True:
-            try:
-                link = await endpoint.connect(deadline_s)
-            except QmigrateError as exc:
-                self.unlinked(exc.problem, first=first)
-                await trio.sleep(REDIAL_PAUSE_S)
-                continue
-            self.link, first = link, False
-            self.mark("linked")
-            self.say(f"linked, generation {link.generation.incarnation}.{link.generation.count}")
-            self._linked.set()
-            try:
-                await self.connected()
-                while True:
-                    await self.heard(peer.decode_untrusted(await link.receive()))
-            except (LinkBrokenError, ProtocolError) as exc:
-                self.say(f"the link broke: {exc}")
-                problem = exc.problem
-            finally:
-                self.link = None
-                self._linked = trio.Event()
-                with trio.CancelScope(shield=True):
-                    await link.aclose()
-            self.unlinked(problem, first=False)
-
-    async def wait_linked(self) -> None:
-        """Return when there is a link."""
-        await self._linked.wait()
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """Our end of the direct link, once there is one."""
+        return self.linking.endpoint
 
     async def send(self, message: peer.Message) -> bool:
         """Send a message if there is a link; whoever waits for an answer has a deadline."""
-        if self.link is None:
-            return False
-        try:
-            await self.link.send(peer.encode(message))
-        except (LinkBrokenError, trio.ClosedResourceError):  # they ended it, or we did meanwhile
-            return False
-        return True
+        return await self.linking.send(message)
 
     @abstractmethod
     async def connected(self) -> None:
@@ -271,9 +252,59 @@ class JobAgent(ABC):
 
     # The door
 
-    @abstractmethod
     def point(self, addresses: tuple[Address, ...]) -> None:
         """Learn where the peer listens."""
+        self.record(self.entry().record, peer=addresses)
+        if self.endpoint is not None:
+            self.endpoint.set_peer(addresses)
+
+    def rekey(self, identity: Identity, addresses: tuple[Address, ...]) -> Endpoint:
+        """Go on with new keys, since the peer was revived with such."""
+        spec = replace(self.spec, identity=identity)
+        endpoint = self.linking.rekey(identity)
+        self.spec = spec
+        self.keep_told(spec)  # for the agent after this one
+        if addresses:
+            self.point(addresses)
+        self.say("new keys, and a new peer")
+        return endpoint
+
+    async def hear_word(self, word: Word) -> str:
+        """Take a word from outside as an event; return what it came to.
+
+        Raises `HostError` where the table holds no such event, and nothing has happened.
+        """
+        event = self.words.get(word)
+        if event is None:
+            raise HostError(
+                f"{word} is nothing that a {self.side} can be told",
+                next_step=f"it can be told: {', '.join(self.words)}",
+            )
+        told = Told()
+        before = self.state
+        self._send_inbox.send_nowait(Posted(event, self.why_told(word), told))
+        with trio.move_on_after(WORD_DEADLINE_S):
+            await told.settled.wait()
+            if told.taken:
+                return f"{word}: {before}, then {self.state}"
+        busy = "has not come to it" if not told.settled.is_set() else "has no use for it"
+        raise HostError(
+            f"{word}: the {self.side}'s agent is {self.state} and {busy}; nothing was done",
+            next_step=f"see where it stands: qmigrate watch {self.spec.job}@{self.spec.host}",
+        )
+
+    def why_told(self, word: Word) -> Problem | None:
+        """Return the reason that is kept, if the word brings the job to an end."""
+        match word:
+            case Word.RUN_HERE:
+                what = "somebody vouched that the guest runs nowhere else"
+            case Word.REFUSE:
+                what = "somebody said that the source will never hand the guest over"
+            case Word.NO_RECORD:
+                what = f"{self.spec.peer_host} knows nothing of the job"
+            case Word.PEER_IS_DEAD:
+                what = f"somebody vouched that {self.spec.peer_host} is dead"
+        return self.trouble("rolled-back", what)
 
     async def watch(self, note: Callable[[JobNote], Awaitable[None]]) -> JobReport | None:
         """Hand every note to `note` until the last one; return the report."""
@@ -300,7 +331,8 @@ class JobAgent(ABC):
         """Hand a note to whoever watches; a watcher that does not read misses progress only."""
         if note.report is None and self._latest is not None and self._latest.report is not None:
             return
-        self._latest = note
+        if note.linked is None:  # that is news for who is here, and soon none
+            self._latest = note
         for watcher in tuple(self._watchers):
             try:
                 watcher.send_nowait(note)

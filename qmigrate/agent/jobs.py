@@ -17,21 +17,24 @@ from qmigrate.agent.places import JobPlaces, runs_systemd
 from qmigrate.agent.protocol import parse_json_untrusted, structure_untrusted
 from qmigrate.agent.requests import (
     AwaitReady,
+    BringFrame,
     CancelJob,
-    Done,
+    CarryLink,
     JobStarted,
     LogFile,
     Logs,
     PointJob,
     ReadLogs,
+    RekeyJob,
     SetJob,
     StartJob,
+    TellJob,
     WatchJob,
 )
 from qmigrate.agent.server import AgentContext
 from qmigrate.agent.specs import keep_spec, make_told
 from qmigrate.core.errors import AgentLostError, HostError, NoSuchJobError
-from qmigrate.core.job import JobReport, JobSpec, Limits
+from qmigrate.core.job import JobReport, JobSpec
 
 LOG_TAIL_BYTES = 256 * 1024  # of each file; more does not fit into a line
 
@@ -175,13 +178,15 @@ def _kept_report(places: JobPlaces) -> JobReport | None:
     return structure_untrusted(parse_json_untrusted(text), JobReport)
 
 
-async def relay(ctx: AgentContext, request: PointJob | SetJob | CancelJob) -> Done | Limits:
+Relayed = PointJob | SetJob | CancelJob | TellJob | RekeyJob | CarryLink | BringFrame
+
+
+async def relay(ctx: AgentContext, request: Relayed) -> Any:
     """Hand a request to the job's own agent; raises `HostError` for a job that has none."""
     places = JobPlaces(checked_id(request.job))
     if not places.door.exists():
         raise _not_here(request.job, _kept_report(places))
-    answer: Done | Limits = await _ask_until_answered(places, request, ctx)
-    return answer
+    return await _ask_until_answered(places, request, ctx)
 
 
 def _not_here(job: str, ended: JobReport | None) -> HostError:

@@ -37,9 +37,10 @@ class Twin:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Be ready for a data socket called `socket` and load from it."""
+    """Be ready for a data socket called `socket` and load from it. `ran`: see `AreYouReady`."""
 
     socket: str
+    ran: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +50,13 @@ class Loading:
 
 @dataclass(frozen=True, slots=True)
 class AreYouReady:
-    """The guest is stopped; is all that comes next prepared? With what was learned meanwhile."""
+    """The guest is stopped; is all that comes next prepared? With what was learned meanwhile.
+
+    `ran`: it ran until QEMU stopped it now, and is to run there; Go says it again, if it comes.
+    """
 
     addresses: tuple[Announced, ...]
+    ran: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from qmigrate.core.errors import HostError, MonitorError, Problem, QmigrateError
 from qmigrate.core.handover import SourceEvent
 from qmigrate.core.job import TwinFacts
 from qmigrate.core.likeness import differences
-from qmigrate.core.model import Finding
+from qmigrate.core.model import RUNS, Finding
 from qmigrate.core.tuning import Party
 from qmigrate.qmp.introspect import shape
 
@@ -74,11 +74,15 @@ class Preparation:
     async def _join(self) -> None:
         """Give each QEMU its end of one connection."""
         agent = self._agent
-        if agent.link is None or agent.endpoint is None:
-            raise HostError("the link broke before the copy began", host=agent.spec.peer_host)
-        await agent.send(peer.Load(SOCKET))
+        direct = agent.linking.direct
+        if direct is None or agent.endpoint is None:
+            what = "the link broke before the copy began"
+            if agent.link is not None:
+                what += "; a controller carries what the agents say, and no memory"
+            raise HostError(what, host=agent.spec.peer_host)
+        await agent.send(peer.Load(SOCKET, ran=agent.had in RUNS))
         loading_s = agent.spec.patience.loading_s
-        with await agent.endpoint.data_socket(agent.link, SOCKET, loading_s) as data:
+        with await agent.endpoint.data_socket(direct, SOCKET, loading_s) as data:
             await agent.qemu.qemu.monitor.pass_fd(data.fileno(), SOCKET)
         await self._within(loading_s, self._loading, "did not begin to load")
 

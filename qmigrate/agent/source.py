@@ -9,19 +9,18 @@ import trio
 from netsetup.rtnl import Rtnl
 from qmigrate.agent import peer, twin
 from qmigrate.agent.announcing import Learning
+from qmigrate.agent.copying import migrate, migrate_cancel, migrate_continue
 from qmigrate.agent.ending import announce, clean, end, quit_qemu, return_guest, unknown
-from qmigrate.agent.job import JobAgent
+from qmigrate.agent.job import JobAgent, boot_id
 from qmigrate.agent.monitoring import Looked, Watched
 from qmigrate.agent.pacing import Pace
-from qmigrate.agent.preparing import SOCKET, Preparation
+from qmigrate.agent.preparing import Preparation
 from qmigrate.core.errors import (
-    CommandError,
     GuestEndedError,
     HostError,
     MonitorError,
     Problem,
     QmigrateError,
-    RolledBackError,
 )
 from qmigrate.core.handover import (
     Effect,
@@ -35,10 +34,10 @@ from qmigrate.core.job import (
     AnnounceReport,
     JobNote,
     Limits,
-    Mode,
     SourceSpec,
 )
-from qmigrate.core.model import RUNS, Address, RunState, Side
+from qmigrate.core.model import RUNS, RunState, Side
+from qmigrate.core.rights import SOURCE_WORDS
 from qmigrate.core.takeover import source_after
 from qmigrate.core.timeline import ClockOffset
 from qmigrate.qmp.events import (
@@ -65,6 +64,7 @@ class SourceAgent(JobAgent):
     """See the module; `spec.source` says which guest."""
 
     side = Side.SOURCE
+    words = SOURCE_WORDS
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -94,6 +94,7 @@ class SourceAgent(JobAgent):
         self._deadline = trio.CancelScope()  # of whatever the present state waits for
         self._settled = trio.Event()  # whether the guest was paused by somebody is known
         self._settled.set()
+        self._said_it_ran: bool | None = None  # to the destination, last
 
     async def run(self, *, again: bool) -> None:
         """Lead the job until END; raise only for a defect."""
@@ -102,8 +103,8 @@ class SourceAgent(JobAgent):
             Rtnl() as self.rtnl,
             trio.open_nursery() as self.nursery,
         ):
-            async with self.listening() as endpoint:
-                endpoint.set_peer(self.guest.peer_addresses)
+            async with self.linking.listening(boot_id()) as endpoint:
+                endpoint.set_peer(self.entry().peer or self.guest.peer_addresses)
                 if again:  # what is heard meanwhile waits until it is known where we stand
                     await self._take_over()
                 else:
@@ -111,7 +112,7 @@ class SourceAgent(JobAgent):
                 self.nursery.start_soon(self.read_inbox)
                 self.ready.set()
                 if not self.over.is_set():
-                    self.nursery.start_soon(self.keep_link, endpoint, self.spec.patience.link_s)
+                    self.nursery.start_soon(self.linking.keep, endpoint, self.spec.patience.link_s)
                     if not again:
                         self.nursery.start_soon(self.preparation.run)
                         self.learning.start(self.nursery)
@@ -173,11 +174,6 @@ class SourceAgent(JobAgent):
 
     # The peer
 
-    def point(self, addresses: tuple[Address, ...]) -> None:
-        """Learn where the destination listens."""
-        if self.endpoint is not None:
-            self.endpoint.set_peer(addresses)
-
     async def connected(self) -> None:
         """A link stands (again): the table says what must be repeated."""
         if self.state is not S.PREPARED:
@@ -197,7 +193,7 @@ class SourceAgent(JobAgent):
 
     async def _give_up_unless_linked(self, problem: Problem) -> None:
         with trio.move_on_after(self.spec.patience.link_grace_s):
-            await self.wait_linked()
+            await self.linking.wait_linked()
             return
         if self.state in (S.PREPARED, S.COPYING, S.HELD):
             self.post(SE.GIVE_UP, problem)
@@ -209,13 +205,16 @@ class SourceAgent(JobAgent):
                 self.preparation.heard(message)
             case peer.Ready():
                 await self._settled.wait()
-                self.post(SE.CHECKED)
+                if self._said_it_ran is (self.had in RUNS):
+                    self.post(SE.CHECKED)
+                else:  # it was paused a moment ago
+                    await self._ask_ready()
             case peer.Loaded():
                 self.post(SE.LOADED)
             case peer.Running():
                 self.running = message
-                if self.link is not None and message.resume_us is not None:
-                    self.offset = self.link.clock_offset(at_us=message.resume_us)
+                if message.resume_us is not None:
+                    self.offset = self.linking.clock_offset(at_us=message.resume_us)
                 self.post(SE.RUNNING)
             case peer.Refused():
                 self.post(SE.REFUSED, self._theirs(message.reason))
@@ -229,6 +228,10 @@ class SourceAgent(JobAgent):
                 self._farewell.set()
             case _:
                 self.say(f"not for a source: {type(message).__name__}")
+
+    async def _ask_ready(self) -> None:
+        self._said_it_ran = self.had in RUNS
+        await self.send(peer.AreYouReady(self.learning.addresses, ran=self._said_it_ran))
 
     def _theirs(self, reason: str) -> Problem:
         return Problem(
@@ -323,13 +326,13 @@ class SourceAgent(JobAgent):
         """Carry out one effect on the source."""
         match effect:
             case E.MIGRATE:
-                await self._migrate()
+                await migrate(self)
             case E.CHECK:
-                await self.send(peer.AreYouReady(self.learning.addresses))
+                await self._ask_ready()
             case E.MIGRATE_CONTINUE:
-                await self._continue()
+                await migrate_continue(self)
             case E.MIGRATE_CANCEL:
-                await self._cancel()
+                await migrate_cancel(self)
             case E.SEND_GO:
                 await self.send(peer.Go(run=self.had in RUNS, alone=self.qemu.has_ended()))
                 self.mark("go sent")
@@ -361,38 +364,3 @@ class SourceAgent(JobAgent):
             return "cancelled" if self.cancelled else "no reason is recorded"
         words = self.problem.last_words
         return f"{self.problem.what}: {words}" if words else self.problem.what
-
-    async def _migrate(self) -> None:
-        self.mark("migrate")
-        self.touched = True
-        try:
-            if self.spec.mode is Mode.OFFLINE and self.had is RunState.RUNNING:
-                self.stopped_by_us = True
-                self.record(self.entry().record, stopped_by_us=True)
-                await self.qemu.qemu.stop()
-            await self.qemu.qemu.migrate_fd(SOCKET)
-        except CommandError as exc:
-            self.post(SE.QEMU_RUNS_ON, exc.problem)
-            return
-        self.nursery.start_soon(self.pace.run, self._give_up)
-
-    def _give_up(self, why: RolledBackError) -> None:
-        self.post(SE.GIVE_UP, why.at(host=self.spec.host).problem)
-
-    async def _continue(self) -> None:
-        self.mark("continue")
-        try:
-            await self.qemu.qemu.migrate_continue()
-        except CommandError as exc:
-            # It is no longer at pre-switchover: its event says what it is, or is on its way.
-            self.say(f"migrate-continue: {exc.problem.last_words}")
-
-    async def _cancel(self) -> None:
-        try:
-            await self.qemu.qemu.migrate_cancel()
-            looked = await self.qemu.look()
-        except MonitorError as exc:
-            self.say(f"migrate_cancel: {exc}")
-            return
-        if looked.status is MigrationStatus.NONE:  # it never began: there will be no event
-            self.post(SE.QEMU_RUNS_ON)

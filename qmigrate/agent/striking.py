@@ -54,9 +54,9 @@ async def strike(agent: "JobAgent", moment: str, action: str) -> None:
             await _kill(_guardian())
             os.kill(os.getpid(), signal.SIGKILL)
         case Action.CUT_LINK:
-            if agent.link is None:
+            if agent.linking.direct is None:
                 raise ProtocolError(f"there is no link to cut {moment}")
-            agent.link.drop("a fault point has cut it")
+            agent.linking.direct.drop("a fault point has cut it")
         case Action.UNTIL_LEFT:
             await _until_left(agent, moment)
         case _:

@@ -8,23 +8,29 @@ import trio
 from qmigrate.agent import locks
 from qmigrate.agent.destination import DestinationAgent
 from qmigrate.agent.door import Door
-from qmigrate.agent.guardian import KEEP_JOURNAL, OVER, Inherited
+from qmigrate.agent.guardian import KEEP_JOURNAL, OVER, Inherited, leave
 from qmigrate.agent.job import JobAgent
 from qmigrate.agent.jobs import lock_key
 from qmigrate.agent.journal import Journal
 from qmigrate.agent.places import JobPlaces
 from qmigrate.agent.requests import (
+    AskJob,
     AwaitReady,
+    BringFrame,
     CancelJob,
+    CarryLink,
     Done,
     JobStarted,
+    JobState,
     PointJob,
+    RekeyJob,
     SetJob,
+    TellJob,
     WatchJob,
 )
 from qmigrate.agent.server import AgentContext, Handler
 from qmigrate.agent.source import SourceAgent
-from qmigrate.agent.specs import read_told
+from qmigrate.agent.specs import add_told, read_told
 from qmigrate.core.errors import HostError, QmigrateError
 from qmigrate.core.job import JobReport, JobSpec, Limits
 from qmigrate.core.model import Side
@@ -68,13 +74,19 @@ async def _work(spec: JobSpec, places: JobPlaces, inherited: Inherited, again: b
                 locks.remove(lock_key(spec), os.dup(inherited.lock))
                 places.remove()
 
+            def keep_told(spec: JobSpec) -> None:
+                add_told(inherited.spec, spec)
+
             agent.let_go = let_go
+            agent.keep_told = keep_told
             nursery.start_soon(door.serve)
             await agent.run(again=again)
             with trio.move_on_after(FLUSH_S):
                 await door.wait_alone()
             nursery.cancel_scope.cancel()
-        return KEEP_JOURNAL if agent.unheard else OVER
+    # The guardian does the same at its turn, if it lives.
+    leave(spec.job, lock_key(spec), os.dup(inherited.lock), keep_journal=agent.unheard)
+    return KEEP_JOURNAL if agent.unheard else OVER
 
 
 def _handlers(agent: JobAgent) -> dict[type, Handler]:
@@ -87,6 +99,7 @@ def _handlers(agent: JobAgent) -> dict[type, Handler]:
         return JobStarted(agent.endpoint.addresses)
 
     async def point(_ctx: AgentContext, request: PointJob) -> Done:
+        await agent.ready.wait()  # and the journal with it
         agent.point(request.addresses)
         return Done()
 
@@ -110,7 +123,30 @@ def _handlers(agent: JobAgent) -> dict[type, Handler]:
             raise HostError("a job is cancelled at its source")
         return Done(f"asked in state {agent.state}")
 
+    async def state(_ctx: AgentContext, _request: AskJob) -> JobState:
+        return JobState(str(agent.state), agent.linking.direct is not None, agent.problem)
+
+    async def tell(_ctx: AgentContext, request: TellJob) -> Done:
+        await agent.ready.wait()
+        return Done(await agent.hear_word(request.word))
+
+    async def carry(ctx: AgentContext, _request: CarryLink) -> Done:
+        return Done(await agent.linking.carry(ctx.note))
+
+    async def bring(_ctx: AgentContext, request: BringFrame) -> Done:
+        agent.linking.bring(request.frame)
+        return Done()
+
+    async def rekey(_ctx: AgentContext, request: RekeyJob) -> JobStarted:
+        await agent.ready.wait()
+        return JobStarted(agent.rekey(request.identity, request.peer).addresses)
+
     return {
+        AskJob: state,
+        TellJob: tell,
+        CarryLink: carry,
+        BringFrame: bring,
+        RekeyJob: rekey,
         AwaitReady: await_ready,
         PointJob: point,
         WatchJob: watch,

@@ -16,7 +16,7 @@ import ssl
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -26,7 +26,7 @@ from qmigrate.core.errors import (
 )
 from qmigrate.core.model import Address, Side
 from qmigrate.core.secret import Identity
-from qmigrate.core.timeline import ClockSample
+from qmigrate.core.timeline import ClockOffset, ClockSample, estimate_offset
 from qmigrate.transport.connection import Connection, GreetingError, secure
 from qmigrate.transport.data import DataSockets
 from qmigrate.transport.dialling import connect_tcp, local_host
@@ -50,6 +50,7 @@ from qmigrate.transport.reach import (
     one_way_note,
     remedy,
 )
+from qmigrate.transport.search import Search
 
 STAGGER_S = 0.1  # head start of an address over the next; RFC 8305 says 0.25, for the internet
 RETRY_FIRST_S = 0.25  # a refusal is often an agent that is just being started again
@@ -75,26 +76,6 @@ class EndpointSpec:
     features: frozenset[str] = FEATURES
 
 
-class _Search:
-    """One call of `connect`: what was tried, and what came of it."""
-
-    def __init__(self, last: Generation) -> None:
-        self.last = last  # the link that the caller takes for dead
-        self.tried: dict[Address, Tried] = {}
-        self.link: Link | None = None
-        self.refusal: LinkRefusedError | None = None
-        self.done = trio.Event()
-        self.choosing = trio.Lock()
-
-    def found(self, link: Link) -> None:
-        self.link = link
-        self.done.set()
-
-    def refuse(self, refusal: LinkRefusedError) -> None:
-        self.refusal = refusal
-        self.done.set()
-
-
 class Endpoint:
     """One side of a job's link. Made by `open_endpoint`."""
 
@@ -107,7 +88,7 @@ class Endpoint:
         self._seen = NO_LINK
         self._link: Link | None = None  # the newest
         self._unclaimed: Link | None = None  # made by the peer's choice, not yet asked for
-        self._search: _Search | None = None
+        self._search: Search | None = None
         self._search_begun = trio.Event()
         self._samples: deque[ClockSample] = deque(maxlen=SAMPLES_KEPT)
         self._data = DataSockets()
@@ -130,6 +111,22 @@ class Endpoint:
         self._peer_addresses = tuple(dict.fromkeys(addresses))
         self._peer_hosts = frozenset(address.host for address in addresses)
 
+    def rekey(self, identity: Identity) -> None:
+        """Prove ourselves by `identity`, and know the peer by it, from now on.
+
+        A link that stands is over: the peer that it led to has been followed by another. Raises
+        ssl.SSLError if the identity is unusable; then nothing has changed.
+        """
+        server, client = server_context(identity), client_context(identity)
+        self._server, self._client = server, client
+        self._spec = replace(self._spec, identity=identity)
+        if self._link is not None:
+            self._link.drop("the job was given new keys")
+
+    def clock_offset(self, *, at_us: int | None = None) -> ClockOffset | None:
+        """Return the peer's clock minus ours as `Link.clock_offset` does, link or no link."""
+        return estimate_offset(tuple(self._samples), at_us=at_us)
+
     async def connect(self, deadline_s: float) -> Link:
         """Return a new link; the one before it, if any, is over.
 
@@ -143,7 +140,7 @@ class Endpoint:
         if unclaimed is not None and unclaimed.why_ended is None:
             await trio.lowlevel.checkpoint()
             return unclaimed
-        search = self._search = _Search(self._seen)
+        search = self._search = Search(self._seen)
         self._search_begun.set()
         try:
             with trio.move_on_after(deadline_s):
@@ -176,7 +173,7 @@ class Endpoint:
 
     # -- dialling ----------------------------------------------------------------------------------
 
-    async def _dial_all(self, search: _Search) -> None:
+    async def _dial_all(self, search: Search) -> None:
         if self._spec.side is Side.DESTINATION:
             await trio.sleep(REVERSE_DELAY_S)
         async with trio.open_nursery() as nursery:
@@ -186,7 +183,7 @@ class Endpoint:
                 with trio.move_on_after(STAGGER_S):
                     await failed.wait()
 
-    async def _dial_again(self, search: _Search, address: Address, failed: trio.Event) -> None:
+    async def _dial_again(self, search: Search, address: Address, failed: trio.Event) -> None:
         """Dial one address until something has come of the search; it cancels us then."""
         pause_s = RETRY_FIRST_S
         local = local_host(address)
@@ -285,13 +282,13 @@ class Endpoint:
 
     # -- choosing ----------------------------------------------------------------------------------
 
-    async def _settle(self, search: _Search | None, connection: Connection) -> bool:
+    async def _settle(self, search: Search | None, connection: Connection) -> bool:
         """Tell if `connection` has become the link; raises `GreetingError`."""
         if self._spec.side is Side.DESTINATION:
             return await self._let_choose(connection)
         return search is not None and await self._choose(search, connection)
 
-    async def _choose(self, search: _Search, connection: Connection) -> bool:
+    async def _choose(self, search: Search, connection: Connection) -> bool:
         """The source's part. One at a time, and each try has a count of its own."""
         async with search.choosing:
             if search.done.is_set():
@@ -340,7 +337,7 @@ class Endpoint:
 
     # -- words -------------------------------------------------------------------------------------
 
-    def _reach(self, search: _Search) -> Reach:
+    def _reach(self, search: Search) -> Reach:
         return Reach(
             side=self._spec.side,
             tried=tuple(search.tried.values()),
@@ -348,7 +345,7 @@ class Endpoint:
             came_in=self._door.came_in,
         )
 
-    def _unreachable(self, search: _Search, deadline_s: float) -> LinkUnreachableError:
+    def _unreachable(self, search: Search, deadline_s: float) -> LinkUnreachableError:
         reach = self._reach(search)
         return LinkUnreachableError(
             f"no link between the agents after {deadline_s:g} s: {blocked_ways(reach)}."

@@ -16,7 +16,7 @@ SEEN = Announced("52:54:00:00:00:01", "192.0.2.7", "seen")
 REPORT = AnnounceReport("br0", ("garp 192.0.2.7",), 0.5, (SEEN,))
 
 KNOWN: list[tuple[peer.Message, str]] = [
-    (peer.Load("ram"), '{"socket":"ram","op":"Load"}'),
+    (peer.Load("ram"), '{"socket":"ram","ran":true,"op":"Load"}'),
     (peer.Loading(), '{"op":"Loading"}'),
     (peer.Ready(), '{"op":"Ready"}'),
     (peer.Go(run=True), '{"run":true,"alone":false,"op":"Go"}'),
