@@ -167,10 +167,16 @@ def _link(link: Mapping[str, Any]) -> str:
 
 
 def _mounts(mountinfo: str) -> Iterable[str]:
-    """Yield ``mount point, type`` (proc(5) mountinfo: field 5, and the first after ``-``)."""
+    """Yield ``mount point, type`` (proc(5) mountinfo: field 5, and the first after ``-``).
+
+    Namespaces that others keep in this machine's /run/netns are no host's own: one that gets its
+    power back has whichever there are then.
+    """
     for line in mountinfo.splitlines():
         left, _, right = line.partition(" - ")
-        yield f"{left.split()[4]} {right.split()[0]}"
+        point, kind = left.split()[4], right.split()[0]
+        if not (kind == "nsfs" and point.startswith("/run/netns/")):
+            yield f"{point} {kind}"
 
 
 def _files(root: Path, top: str) -> Iterable[str]:
