@@ -9,7 +9,18 @@ import os
 import sys
 from collections.abc import Sequence
 
-from qmigrate.cli import cancel, check, completion, hosts, lab, logs, migrate, watch
+from qmigrate.cli import (
+    cancel,
+    check,
+    cleanup,
+    completion,
+    hosts,
+    lab,
+    logs,
+    migrate,
+    status,
+    watch,
+)
 from qmigrate.cli import list as list_command
 from qmigrate.cli import set as set_command
 from qmigrate.cli.context import INTERRUPTED, Context, Interrupts
@@ -22,9 +33,11 @@ COMMANDS: tuple[Command, ...] = (
     list_command,
     check,
     migrate,
+    status,
     watch,
     set_command,
     cancel,
+    cleanup,
     logs,
     hosts,
     lab,

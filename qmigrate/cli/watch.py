@@ -3,45 +3,28 @@
 import argparse
 
 from qmigrate.cli.context import Context
-from qmigrate.cli.jobs import add_job, agents_of, telling
+from qmigrate.cli.jobs import add_job, known_of
 
 NAME = "watch"
 HELP = "follow a move that is under way, or learn how it ended"
 EXAMPLES = """\
-qmigrate watch web1-3fa9c2@alpha
+qmigrate watch web1                     the guest's move, wherever it is known
+qmigrate watch web1@alpha
+qmigrate watch web1-3fa9c2@alpha        by the job's id
 qmigrate watch web1-3fa9c2 --json"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
-    add_job(parser)
+    add_job(parser, or_guest=True)
 
 
 async def run(context: Context, args: argparse.Namespace) -> int:
-    """Follow the job at its source; the exit code is what `migrate` would have ended with."""
-    from contextlib import aclosing
+    """Follow the job at its source; the exit code is what `migrate` would have ended with.
 
-    from qmigrate.agent.requests import WatchJob
-    from qmigrate.cli.moving import MoveView, show_report
-    from qmigrate.cli.progress import open_progress
-    from qmigrate.core.errors import HostError, QmigrateError
-    from qmigrate.core.job import JobNote, JobReport
+    Ctrl-C leaves the job alone: 7, with the line to come back with.
+    """
+    from qmigrate.cli.following import follow
 
-    problem: QmigrateError | None = None
-    async with agents_of(context, args) as (job, agents):
-        for agent in agents:
-            report: JobReport | None = None
-            with open_progress(context.out) as progress:
-                view = MoveView(context.out, progress)
-                try:
-                    async with aclosing(agent.stream(WatchJob(job))) as notes:
-                        async for note in notes:
-                            if isinstance(note, JobReport):
-                                report = note
-                            elif isinstance(note, JobNote):
-                                view.note(note)
-                except QmigrateError as exc:
-                    problem = telling(problem, exc)
-            if report is not None:
-                return show_report(context.out, report)
-    raise problem or HostError(f"no host knows job {job}")
+    async with known_of(context, args) as (job, places):
+        return await follow(context, job, places)

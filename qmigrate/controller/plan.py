@@ -1,7 +1,6 @@
 """Facts of both hosts, gathered side by side → a plan and its findings; nothing is touched."""
 
 import os.path
-import re
 import secrets
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -22,6 +21,7 @@ from qmigrate.controller.remote import Agent
 from qmigrate.core.cmdline import Twin, twin
 from qmigrate.core.errors import HostError, UsageError
 from qmigrate.core.evidence import Facts
+from qmigrate.core.finding import name_in_id
 from qmigrate.core.images import ImageEvidence, writable_disks
 from qmigrate.core.job import FaultPoint, Limits, Mode, Patience
 from qmigrate.core.model import Finding, Guest, GuestDetail, HostFacts, HostSpec
@@ -73,8 +73,7 @@ class Plan:
 
 def new_job_id(guest: str) -> str:
     """Return an id that people can say and that is nobody else's."""
-    name = re.sub(r"[^A-Za-z0-9-]", "-", guest).strip("-")[:24]
-    return f"{name or 'guest'}-{secrets.token_hex(3)}"
+    return f"{name_in_id(guest)}-{secrets.token_hex(3)}"
 
 
 async def find_source(name: str, agents: Sequence[Agent]) -> Agent:

@@ -1,9 +1,9 @@
 """What runs on several hosts: all asked side by side; one that fails hides no other."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import trio
 
@@ -22,9 +22,10 @@ class Asked(Protocol):
 
     @property
     def timings(self) -> StartTimings: ...  # noqa: D102
-    async def call(self, request: ListGuests, /) -> GuestList: ...  # noqa: D102
+    async def call(self, request: Any, /) -> Any: ...  # noqa: D102
 
 
+T = TypeVar("T")
 Opener = Callable[[HostSpec], AbstractAsyncContextManager[Asked]]
 
 
@@ -61,15 +62,41 @@ def start_steps(timings: StartTimings) -> tuple[Step, ...]:
     return tuple(step for step in parts if step.duration_s > 0)
 
 
+@dataclass(frozen=True, slots=True)
+class Answered(Generic[T]):
+    """What one host said to a question, or the problem."""
+
+    host: HostSpec
+    value: T | None
+    problem: Problem | None
+    exit_code: int
+    steps: tuple[Step, ...]
+
+
 async def survey(hosts: Sequence[HostSpec], open_agent: Opener) -> tuple[HostAnswer, ...]:
     """Ask every host for its guests; returns an answer a host, in the order given.
 
     An error of ours on one host becomes its problem; anything else is a defect and is raised.
     """
-    answers: dict[int, HostAnswer] = {}
+
+    async def guests(agent: Asked) -> tuple[Guest, ...]:
+        answer: GuestList = await agent.call(ListGuests())
+        return answer.guests
+
+    answered = await ask_each(hosts, open_agent, guests)
+    return tuple(
+        HostAnswer(a.host, a.value or (), a.problem, a.exit_code, a.steps) for a in answered
+    )
+
+
+async def ask_each(
+    hosts: Sequence[HostSpec], open_agent: Opener, question: Callable[[Asked], Awaitable[T]]
+) -> tuple[Answered[T], ...]:
+    """Put a question to every host, side by side; as `survey`."""
+    answers: dict[int, Answered[T]] = {}
 
     async def ask(index: int, host: HostSpec) -> None:
-        answers[index] = await _ask(host, open_agent)
+        answers[index] = await _ask(host, open_agent, question)
 
     async with trio.open_nursery() as nursery:
         for index, host in enumerate(hosts):
@@ -77,18 +104,19 @@ async def survey(hosts: Sequence[HostSpec], open_agent: Opener) -> tuple[HostAns
     return tuple(answers[index] for index in range(len(hosts)))
 
 
-async def _ask(host: HostSpec, open_agent: Opener) -> HostAnswer:
+async def _ask(
+    host: HostSpec, open_agent: Opener, question: Callable[[Asked], Awaitable[T]]
+) -> Answered[T]:
     steps: list[Step] = []
-    guests: tuple[Guest, ...] = ()
+    value: T | None = None
     problem: QmigrateError | None = None
     try:
         with trio.fail_after(HOST_DEADLINE_S):
             async with open_agent(host) as agent:
                 steps += start_steps(agent.timings)
                 opened = trio.current_time()
-                answer = await agent.call(ListGuests())
+                value = await question(agent)
                 steps.append(Step("ask", trio.current_time() - opened))
-                guests = answer.guests
     except trio.TooSlowError:
         problem = UnreachableError(f"no complete answer within {HOST_DEADLINE_S:.0f} s")
     except BaseExceptionGroup as group:
@@ -100,9 +128,9 @@ async def _ask(host: HostSpec, open_agent: Opener) -> HostAnswer:
     except QmigrateError as exc:
         problem = exc
     if problem is None:
-        return HostAnswer(host, guests, None, 0, tuple(steps))
+        return Answered(host, value, None, 0, tuple(steps))
     problem.at(host=host.name)
-    return HostAnswer(host, (), problem.problem, problem.exit_code, tuple(steps))
+    return Answered(host, None, problem.problem, problem.exit_code, tuple(steps))
 
 
 def _first(group: BaseExceptionGroup[QmigrateError]) -> QmigrateError:

@@ -311,7 +311,7 @@ def test_a_handler_of_a_command_gets_the_count_and_the_default_comes_back() -> N
     assert not interrupts.deliver(2)
 
 
-@pytest.mark.parametrize("command", ["watch", "cancel", "logs"])
+@pytest.mark.parametrize("command", ["logs"])
 def test_a_guests_name_is_not_taken_for_a_job(run: Run, command: str) -> None:
     told = run(command, "web1@alpha")
     assert told.code == 2
