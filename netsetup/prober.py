@@ -123,12 +123,12 @@ class Prober:
         ledger, heard = self._ledger, self._ledger.heard()
         mac = None if guest_mac is None else mac_text(parse_mac(guest_mac))
         bridge = self._segment.bridge
+        ways = {h.interface for h in heard if h.place is Place.INTERFACE}
         # All of it costs half a millisecond a port, and explains only what went wrong.
         if heard and ledger.answered_bytes == self._wanted_bytes:
-            ways = {h.interface for h in heard if h.place is Place.INTERFACE}
             work = partial(describe_ways, facts=self._facts, names=ways, guest_mac=mac)
         else:
-            work = partial(describe_segment, bridge=bridge, guest_mac=mac)
+            work = partial(describe_segment, bridge=bridge, names=ways, guest_mac=mac)
         facts = await self._rtnl.run(f"describe {bridge}", work)
         return ProbeReport(
             segment=self._segment,
@@ -280,7 +280,9 @@ async def open_prober(
     with ExitStack() as stack:
         wire = stack.enter_context(listen(None, _ONLY_PROBES, buffer_bytes=_BUFFER_BYTES))
         window = None
-        mac = parse_mac(facts.mac)
+        mac = bytes.fromhex(facts.mac.replace(":", ""))
+        if not any(mac):  # a bridge whose last port has left it
+            mac = _guest_like_mac()
         if view is View.PORT:
             window = await rtnl.run(
                 f"make a port in {segment.bridge}",

@@ -5,7 +5,7 @@ for: the bridge alone before a probe, the interfaces that frames came in by afte
 well, all ports after one that did not.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -44,11 +44,14 @@ def describe_bridge(ip: Any, bridge: str) -> SegmentFacts:
     )
 
 
-def describe_segment(ip: Any, bridge: str, *, guest_mac: str | None = None) -> SegmentFacts:
-    """Return the bridge as it is now, with all its ports; raise `NoSuchLinkError`."""
+def describe_segment(
+    ip: Any, bridge: str, names: Collection[str] = (), *, guest_mac: str | None = None
+) -> SegmentFacts:
+    """Return the bridge as it is now, with all its ports and `names`; raise `NoSuchLinkError`."""
     facts = describe_bridge(ip, bridge)
     guest = None if guest_mac is None else _guest_port(ip, facts.index, guest_mac)
-    messages = [m for m in ip.link("dump") if m.get("master") == facts.index]
+    links = ip.link("dump")
+    messages = [m for m in links if m.get("master") == facts.index or m.get("ifname") in names]
     return _with_ports(ip, replace(facts, guest_port=guest), messages)
 
 

@@ -22,6 +22,7 @@ class TrapKind(StrEnum):
     GUEST_MAC_THERE = "guest-mac-there"  # somebody on the far segment has the guest's address
     PORT_ISOLATED = "port-isolated"  # isolated ports do not talk to each other
     OTHER_BRIDGE = "other-bridge"  # frames arrive, but not on the bridge that was named
+    BRIDGE_DOWN = "bridge-down"
     NO_WAY_OUT = "no-way-out"  # the bridge has no port to other hosts that works
     LOOP = "loop"  # a side hears itself
     TWO_PATHS = "two-paths"  # frames arrive more than once
@@ -92,6 +93,9 @@ def _at_arrival(way: Way) -> Iterator[Trap]:
     """Frames reach the far host, and not the place where the guest would be."""
     host, facts = way.destination, way.listener.facts
     subject = f"{way.source}'s frames"
+    if not facts.up:
+        yield Trap(TrapKind.BRIDGE_DOWN, host, f"{host}'s {facts.bridge} is down")
+        return
     inside = {port.name: port for port in way.ports}
     for heard in way.arrivals:
         port = inside.get(heard.interface)
@@ -107,10 +111,10 @@ def _at_arrival(way: Way) -> Iterator[Trap]:
                 )
         elif port is not None:
             yield Trap(
-                TrapKind.STP_NOT_FORWARDING if facts.stp else TrapKind.NO_WAY_OUT,
+                TrapKind.STP_NOT_FORWARDING,
                 host,
-                f"{subject} reach {host}'s {port.name}, which is {port.state} in {facts.bridge}"
-                + (" (STP)" if facts.stp else ""),
+                f"{subject} reach {host}'s {port.name}, which is {port.state} in {facts.bridge} "
+                "(STP)",
             )
     if not inside and not any(heard.place is Place.VIEW for heard in way.arrivals):
         name = way.arrivals[0].interface
@@ -151,6 +155,9 @@ def _at_departure(way: Way) -> Iterator[Trap]:
     """Nothing reaches the far host: what the near bridge does with frames, as netlink tells."""
     host, speaker = way.source, way.speaker
     facts, vlan = speaker.facts, speaker.segment.vlan
+    if not facts.up:
+        yield Trap(TrapKind.BRIDGE_DOWN, host, f"{host}'s {facts.bridge} is down")
+        return
     out = [p for p in facts.ports if p.bridge == facts.bridge and p.kind != "tun"]
     alive = [port for port in out if port.up and port.carrier]
     shut = [port for port in alive if not _forwards(port)]
@@ -159,7 +166,7 @@ def _at_departure(way: Way) -> Iterator[Trap]:
         what = f": {', '.join(p.name for p in out)} has no carrier" if out else ""
         text = f"{host}'s {facts.bridge} has no working port to other hosts{what}"
         yield Trap(TrapKind.NO_WAY_OUT, host, text)
-    for port in shut:
+    for port in shut:  # with a carrier it is STP's doing, the kernel's or a daemon's
         text = f"{host}'s {port.name} is {port.state} in {facts.bridge} (STP)"
         yield Trap(TrapKind.STP_NOT_FORWARDING, host, text)
     for port in closed:
