@@ -49,8 +49,10 @@ async def say_ready(agent: "DestinationAgent", request: peer.AreYouReady) -> Non
     """Take what the source has learned, and say that QEMU is alive: the guest is stopped."""
     learn_whether_it_ran(agent, ran=request.ran)
     agent.announcing.add(request.addresses)
+    await agent.fault("at pre-switchover")
     if agent.qemu is not None and not agent.qemu.has_ended():
         await agent.send(peer.Ready())
+        await agent.fault("at switchover")
 
 
 async def load_failure(agent: "DestinationAgent") -> Problem:

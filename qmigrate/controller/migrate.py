@@ -17,6 +17,7 @@ from qmigrate.agent.requests import (
     StartJob,
     WatchJob,
 )
+from qmigrate.controller.carry import carry
 from qmigrate.controller.keys import JobKeys, make_keys
 from qmigrate.controller.plan import Plan, Wish, find_source, make_plan
 from qmigrate.controller.remote import Agent, open_agents
@@ -81,6 +82,7 @@ class Move:
         self.plan_s = 0.0
         self.plan: Plan | None = None
         self._unknown = trio.Event()
+        self._apart = trio.Event()  # the agents have no link, as far as the source knows
         self._why_unknown: Problem | None = None
 
     def _phase(self, name: str, text: str | None = None) -> None:
@@ -146,9 +148,9 @@ class Move:
         await _quietly(destination.call(PointJob(plan.job, here.addresses)))
         if self.detach:
             return self._result(Outcome.DETACHED, _left(plan), None)
-        return await self._watch(plan, source)
+        return await self._watch(plan, source, destination)
 
-    async def _watch(self, plan: Plan, source: Agent) -> Result:
+    async def _watch(self, plan: Plan, source: Agent, destination: Agent) -> Result:
         """Follow the job to its end, or until the user leaves."""
         report: JobReport | None = None
         problem: Problem | None = None
@@ -174,6 +176,12 @@ class Move:
                 outcome, problem = Outcome.UNKNOWN, self._why_unknown
                 nursery.cancel_scope.cancel()
 
+            async def stand_between() -> None:
+                while True:
+                    await self._apart.wait()
+                    self._apart = trio.Event()
+                    await _quietly(carry(source, destination, plan.job, met=self._say_met))
+
             async def cancel() -> None:
                 await self.reins.cancel.wait()
                 done = await source.call(CancelJob(plan.job))
@@ -182,6 +190,7 @@ class Move:
             nursery.start_soon(watch)
             nursery.start_soon(leave)
             nursery.start_soon(lose_patience)
+            nursery.start_soon(stand_between)
             nursery.start_soon(_or_warn, self.view, cancel)
         if report is None:
             return self._result(outcome, problem or _left(plan), None)
@@ -201,10 +210,15 @@ class Move:
             self.view.progress(note.progress)
         if note.warning:
             self.view.warn(note.warning)
+        if note.unknown or note.linked is False:
+            self._apart.set()
         if note.unknown:
             self._why_unknown = note.unknown
             self._unknown.set()
             self.view.warn(f"{note.unknown.what}; {note.unknown.next_step}")
+
+    def _say_met(self) -> None:
+        self.view.warn("the hosts have lost each other: what the agents say goes through here")
 
     def _result(
         self, outcome: Outcome, problem: Problem | None, report: JobReport | None
