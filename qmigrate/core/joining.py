@@ -58,6 +58,7 @@ _SOURCE_STANDS: dict[str, str] = {
     S.MISSED: "QEMU on {s} ended in the switchover: who has the guest is not known",
     S.LEFT: "the copy is complete and was not run, {d} is being asked",
     S.AWAY: "{d} was told to run it and has not answered",
+    "strayed": "somebody let the copy on {s} run after {d} was told to: it may run twice",
     S.PROVED: "it runs on {d}, the copy on {s} is being ended",
     S.BACK: "it is being brought back on {s}",
     S.RESTORED: "it is on {s} as it was",
@@ -75,6 +76,8 @@ _DESTINATION_STANDS: dict[str, str] = {
     D.LOST: "it was run on {d}, and its QEMU there has died since",
     D.DONE: "it has moved to {d}",
 }
+# Nothing but a person ends these, whatever the agents say to each other.
+_TO_RESOLVE = frozenset[str](("strayed", D.LOST))
 # Of journals at which nobody works; `{h}` is the host.
 _SOURCE_LEFT: dict[str, str] = {
     R.PREPARED: "{h} had not told anybody to run it",
@@ -164,7 +167,7 @@ def _standing(
         state in (_SOURCE_WAITS if at_source else _DESTINATION_WAITS)
     )
     unknown = leads.job.problem is not None and leads.job.problem.code == "unknown-outcome"
-    healthy = not cut and not unknown and state != D.LOST
+    healthy = not cut and not unknown and state not in _TO_RESOLVE
     if other is not None and not other.job.worked_at:
         words += f"; nobody works at it on {other.host}: {_left(other)}"
         healthy = healthy and other.job.record in OVER
