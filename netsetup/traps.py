@@ -224,8 +224,9 @@ def _guest_isolated(back: Way) -> Iterator[Trap]:
 
 def _echoes(way: Way) -> Iterator[Trap]:
     host, report = way.source, way.speaker
-    ports = {port.name for port in report.facts.ports if port.bridge == report.facts.bridge}
-    if back := [name for name in report.came_back if name in ports | {report.facts.bridge}]:
+    facts = report.facts
+    ports = {p.name for p in facts.ports if p.bridge == facts.bridge and _forwards(p)}
+    if back := [name for name in report.came_back if name in ports | {facts.bridge}]:
         text = f"{host} hears its own frames by {', '.join(back)}: there is a loop"
         yield Trap(TrapKind.LOOP, host, text)
     if report.repeated:

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import trio
 
@@ -93,6 +93,24 @@ def _wait_settled(place: Namespace, *ports: str) -> None:
         if states <= {"forwarding", "blocking"} and "forwarding" in states:
             return
     raise AssertionError(f"{ports} have not settled within 20 s")
+
+
+def _notice_carriers(ground: Ground) -> None:
+    """Wait until the kernel has noticed every carrier there is, which takes it up to a second.
+
+    Until then a bridge drops what comes by the port: in truth nothing passes.
+    """
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        links = [
+            link
+            for place in (ground.alpha, ground.beta, ground.between)
+            for link in json.loads(place.run("ip", "-j", "link", "show"))
+        ]
+        late = [link for link in links if "LOWER_UP" in link["flags"]]
+        if all(link["operstate"] in ("UP", "UNKNOWN") for link in late):
+            return
+    raise AssertionError("the kernel does not notice its carriers")
 
 
 def _hosts_mtu(ground: Ground, mtu: int) -> None:
@@ -378,6 +396,7 @@ def built(network: Network) -> Iterator[Ground]:
             place.run("ip", "link", "set", "eth0", "master", "br0", "up")
         ground = Ground(alpha, beta, between)
         with contextmanager(network.build)(ground):
+            _notice_carriers(ground)
             yield ground
 
 
