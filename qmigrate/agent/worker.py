@@ -63,7 +63,7 @@ async def _work(spec: JobSpec, places: JobPlaces, inherited: Inherited, again: b
         agent: JobAgent = kind(spec, places, journal, thread)
         if again:
             agent.spare()
-        door = Door(inherited.door, _handlers(agent))
+        door = Door(inherited.door, _handlers(agent, again=again))
         async with trio.open_nursery() as nursery:
 
             async def let_go() -> None:
@@ -89,10 +89,10 @@ async def _work(spec: JobSpec, places: JobPlaces, inherited: Inherited, again: b
     return KEEP_JOURNAL if agent.unheard else OVER
 
 
-def _handlers(agent: JobAgent) -> dict[type, Handler]:
+def _handlers(agent: JobAgent, *, again: bool) -> dict[type, Handler]:
     async def await_ready(_ctx: AgentContext, _request: AwaitReady) -> JobStarted:
         await agent.ready.wait()
-        if agent.problem is not None:
+        if agent.problem is not None and not again:  # else it is why there was one before
             raise QmigrateError.of(agent.problem)
         if agent.endpoint is None:
             raise HostError("the job's agent listens nowhere")
