@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +50,7 @@ WORDS = "qemu.log"
 KEPT_WORDS_BYTES = 64 * 1024  # of a QEMU's words that were too many; what it said last matters most
 _NEW_CACHE = re.compile(r"\.new-[0-9a-f]{16}")
 _DIRECTORY = re.compile(rf"{RUN_DIRECTORY}/guests/([A-Za-z0-9_][A-Za-z0-9_.-]{{0,63}})(?:/|$|,)")
+IsLocked = Callable[[str], bool]  # whether a job is busy with the guest of that id
 _ALIAS = re.compile(re.escape(twin.ALIAS_PREFIX) + r"(?P<tag>[^ ]+) nic=")
 
 
@@ -81,10 +82,18 @@ def _remove_empty() -> None:
 # Looking
 
 
-async def _look(thread: QmpThread, rtnl: Rtnl, *, logs: bool) -> Belongings:
+async def _look(
+    thread: QmpThread, rtnl: Rtnl, *, logs: bool, ours: str | None = None
+) -> Belongings:
+    """Return all that is ours; `ours`: a lock that we hold ourselves, which is nobody's."""
+
+    def is_locked(tag: str) -> bool:
+        key = locks.destination_key(tag)
+        return key != ours and locks.is_held(key)
+
     problems: list[str] = []
     jobs, bare = await trio.to_thread.run_sync(holdings.read_jobs)
-    qemus = await _qemus(thread, jobs)
+    qemus = await _qemus(thread, jobs, is_locked)
     try:
         links = await rtnl.find_by_alias(twin.ALIAS_PREFIX)
     except NetsetupError as exc:
@@ -94,9 +103,12 @@ async def _look(thread: QmpThread, rtnl: Rtnl, *, logs: bool) -> Belongings:
         boot_id=holdings.boot_id(),
         jobs=jobs,
         bare=bare,
-        locks=await trio.to_thread.run_sync(holdings.read_locks),
-        taps=tuple(_taps(links)),
-        directories=await trio.to_thread.run_sync(_directories, qemus),
+        locks=tuple(
+            replace(lock, held=lock.held and lock.key != ours)
+            for lock in await trio.to_thread.run_sync(holdings.read_locks)
+        ),
+        taps=tuple(_taps(links, is_locked)),
+        directories=await trio.to_thread.run_sync(_directories, qemus, is_locked),
         qemus=qemus,
         caches=tuple(_caches()),
         logs=tuple(await trio.to_thread.run_sync(_logs)) if logs else (),
@@ -104,7 +116,9 @@ async def _look(thread: QmpThread, rtnl: Rtnl, *, logs: bool) -> Belongings:
     )
 
 
-async def _qemus(thread: QmpThread, jobs: Sequence[JobOnHost]) -> tuple[QemuHere, ...]:
+async def _qemus(
+    thread: QmpThread, jobs: Sequence[JobOnHost], is_locked: IsLocked
+) -> tuple[QemuHere, ...]:
     """Return every QEMU; those that a job has started, or that live in our places, are asked.
 
     Not those that a live job works at: it holds their monitors.
@@ -115,7 +129,7 @@ async def _qemus(thread: QmpThread, jobs: Sequence[JobOnHost]) -> tuple[QemuHere
 
     async def look(seen: Process) -> None:
         with contextlib.suppress(HostError):  # it ended while it was looked at
-            here = await trio.to_thread.run_sync(_qemu, seen)
+            here = await trio.to_thread.run_sync(_qemu, seen, is_locked)
             ours = here.directory is not None or seen.pid in asked
             if ours and not here.locked and seen.pid not in busy:
                 line = await trio.to_thread.run_sync(guests.read_line, seen)
@@ -133,7 +147,7 @@ def _state(said: RunState | None) -> RunState | None:
     return None if said is RunState.UNKNOWN else said
 
 
-def _qemu(seen: Process) -> QemuHere:
+def _qemu(seen: Process, is_locked: IsLocked) -> QemuHere:
     line = guests.read_line(seen)
     name, uuid = guestline.name_of(line), guestline.uuid_of(line)
     directory = next(filter(None, map(_DIRECTORY.search, seen.argv)), None)
@@ -146,7 +160,7 @@ def _qemu(seen: Process) -> QemuHere:
         taps=tuple(interface for _, interface in process.taps(seen.pid)),
         directory=tag,
         state=None,
-        locked=tag is not None and locks.is_held(locks.destination_key(tag)),
+        locked=tag is not None and is_locked(tag),
     )
 
 
@@ -158,15 +172,15 @@ def _monitor_tag(pid: int) -> str | None:
     return None
 
 
-def _taps(links: Sequence[Link]) -> Iterator[OurTap]:
+def _taps(links: Sequence[Link], is_locked: IsLocked) -> Iterator[OurTap]:
     for link in links:
         mark = _ALIAS.match(link.alias or "")
         if mark and link.alias and link.kind == "tun":
-            locked = locks.is_held(locks.destination_key(mark["tag"]))
-            yield OurTap(link.name, link.alias, mark["tag"], link.carrier, locked)
+            tag = mark["tag"]
+            yield OurTap(link.name, link.alias, tag, link.carrier, is_locked(tag))
 
 
-def _directories(qemus: Sequence[QemuHere]) -> tuple[GuestDirectory, ...]:
+def _directories(qemus: Sequence[QemuHere], is_locked: IsLocked) -> tuple[GuestDirectory, ...]:
     claimed = {qemu.directory for qemu in qemus}  # no need to knock there
     found = []
     with contextlib.suppress(FileNotFoundError):
@@ -175,8 +189,7 @@ def _directories(qemus: Sequence[QemuHere]) -> tuple[GuestDirectory, ...]:
                 lived_in = entry.name in claimed or is_lived_in(entry)
             except OSError:
                 continue  # it is no directory, or has gone meanwhile
-            locked = locks.is_held(locks.destination_key(entry.name))
-            found.append(GuestDirectory(entry.name, lived_in, locked))
+            found.append(GuestDirectory(entry.name, lived_in, is_locked(entry.name)))
     return tuple(found)
 
 
@@ -244,9 +257,11 @@ class _Remover:
     async def remove(self, wanted: Thing) -> Removal:
         """Remove a thing, or say why it stays; one that has gone by itself counts as removed."""
         try:
-            here = await self._look()
-            async with _holding(_lock_of(wanted, here)):
-                thing = self._again(wanted, await self._look(), _lock_of(wanted, here))
+            key = _lock_of(wanted, await self._look())
+            async with _holding(key):
+                judged = judge(await self._look(key), self._request.peers, self._request.logs)
+                same = (t for t in judged if (t.kind, t.name) == (wanted.kind, wanted.name))
+                thing = next(same, None)
                 if thing is None:
                     return Removal(wanted, removed=True, why="it had gone already")
                 if thing.verdict is not Verdict.REMOVABLE:
@@ -258,22 +273,9 @@ class _Remover:
             return Removal(wanted, removed=False, why=f"{wanted.name}: {exc.strerror}")
         return Removal(thing, removed=True)
 
-    async def _look(self) -> Belongings:
-        return await _look(self._thread, self._rtnl, logs=self._request.logs is not None)
-
-    def _again(self, wanted: Thing, here: Belongings, ours: str | None) -> Thing | None:
-        """Judge again; the lock that we hold ourselves is nobody's."""
-        here = replace(
-            here,
-            locks=tuple(replace(x, held=x.held and x.key != ours) for x in here.locks),
-            taps=tuple(replace(x, locked=x.locked and _key(x.tag) != ours) for x in here.taps),
-            directories=tuple(
-                replace(x, locked=x.locked and _key(x.tag) != ours) for x in here.directories
-            ),
-        )
-        judged = judge(here, self._request.peers, self._request.logs)
-        same = (t for t in judged if (t.kind, t.name) == (wanted.kind, wanted.name))
-        return next(same, None)
+    async def _look(self, ours: str | None = None) -> Belongings:
+        logs = self._request.logs is not None
+        return await _look(self._thread, self._rtnl, logs=logs, ours=ours)
 
     async def _act(self, thing: Thing) -> None:
         match thing.kind:
@@ -310,10 +312,6 @@ class _Remover:
                 os.close(pidfd)
 
 
-def _key(tag: str) -> str:
-    return locks.destination_key(tag)
-
-
 def _lock_of(thing: Thing, here: Belongings) -> str | None:
     """Return the lock that a job would need which could still want the thing."""
     match thing.kind:
@@ -323,9 +321,10 @@ def _lock_of(thing: Thing, here: Belongings) -> str | None:
             job = next((job for job in here.jobs if job.job == thing.name), None)
             if job and job.side is Side.SOURCE and job.pid and job.start_ticks:
                 return locks.source_key(job.pid, job.start_ticks)
-            return _key(tag_of(job)) if job else _key(thing.tag) if thing.tag else None
+            tag = tag_of(job) if job else thing.tag
+            return locks.destination_key(tag) if tag else None
         case Kind.TWIN | Kind.TAP | Kind.DIRECTORY:
-            return _key(thing.tag) if thing.tag else None
+            return locks.destination_key(thing.tag) if thing.tag else None
         case _:
             return None
 
