@@ -50,6 +50,14 @@ def get_link(ip: Any, name: str) -> Message | None:
     return found
 
 
+def need_link(ip: Any, name: str) -> Message:
+    """Return the message about interface `name`; raise `NoSuchLinkError` if somebody took it."""
+    message = get_link(ip, name)
+    if message is None:
+        raise NoSuchLinkError(f"{name} was there and has gone: somebody else removed it")
+    return message
+
+
 def create_tap(ip: Any, spec: TapSpec) -> Tap:
     """Make the tap of `spec`, or take the one that already carries its alias."""
     messages = list(ip.link("dump"))

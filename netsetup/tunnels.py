@@ -1,0 +1,257 @@
+"""Tunnels of this host: made, verified, listed, mended and removed, whatever their kind.
+
+A kind is a wire format and what carries it out (`tunnel_build.Kind`), and is in `KINDS`. What is
+there is read from netlink every time; nothing is remembered elsewhere.
+
+A cancelled call has happened whole or not at all: the thread of `netsetup.rtnl` carries it out.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+from netsetup.errors import HostError, NetsetupError, UsageError
+from netsetup.gretap import GRETAP
+from netsetup.homes import Home
+from netsetup.kernel_tunnel import Carried, Parts
+from netsetup.links import IFF_UP, port_of
+from netsetup.links import bridge_of as read_bridge
+from netsetup.mtu import Manner
+from netsetup.rtnl import Rtnl
+from netsetup.tunnel_build import (
+    Found,
+    Kind,
+    Removal,
+    claims,
+    create_end,
+    find,
+    gc,
+    remove_end,
+    tenants,
+)
+from netsetup.tunnel_spec import Address, End, Mark, Part, Tunnel, TunnelSpec, spec_of
+from netsetup.vxlan import VXLAN
+
+KINDS: Mapping[tuple[str, str], Kind] = MappingProxyType(
+    {(kind.kind, kind.backend): kind for kind in (VXLAN, GRETAP)}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A tunnel's end that is there now; `mended` says what was found wanting, empty if new."""
+
+    tunnel: Tunnel
+    mended: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ability:
+    """Whether this host can carry a kind; `why_not` is None if it can."""
+
+    kind: str
+    backend: str
+    family: int
+    why_not: str | None
+
+
+def kind_for(name: str, backend: str = "kernel") -> Kind:
+    """Return the kind; raise `UsageError` naming those that there are."""
+    found = KINDS.get((name, backend))
+    if found is None:
+        known = ", ".join(f"{kind} ({by})" for kind, by in KINDS)
+        raise UsageError(f"there is no tunnel {name} ({backend})", next_step=f"there are: {known}")
+    return found
+
+
+async def create(rtnl: Rtnl, spec: TunnelSpec, *, backend: str = "kernel") -> Made:
+    """Make an end of a tunnel and add its guests' claims; finish or mend one that is there.
+
+    Raises `NoSuchLinkError` without the home bridge, `HostError` where this kernel cannot or
+    others need it otherwise, `RefusedError`; then nothing that was not there before is.
+    """
+    kind = kind_for(spec.kind, backend)
+    mended, tunnel = await rtnl.run(
+        f"make the tunnel to {spec.remote}", lambda ip: _create(ip, spec, kind)
+    )
+    return Made(tunnel, tuple(mended))
+
+
+async def list_tunnels(rtnl: Rtnl) -> tuple[Tunnel, ...]:
+    """Return every tunnel of ours on this host, whole or not, in the order of their ids."""
+    return await rtnl.run("list the tunnels", _list)
+
+
+async def describe(rtnl: Rtnl, tunnel: str) -> Tunnel:
+    """Return the tunnel with this id; raise `HostError` naming those that there are."""
+    found = await list_tunnels(rtnl)
+    for each in found:
+        if each.id == tunnel:
+            return each
+    ids = ", ".join(each.id for each in found) or "none"
+    raise HostError(f"there is no tunnel {tunnel} here", next_step=f"tunnels here: {ids}")
+
+
+async def remove(rtnl: Rtnl, tunnel: str, *, guest: str | None = None) -> Removal:
+    """Take `guest`'s claim away, without one all of them; remove the end that nobody needs.
+
+    A private bridge in which there are taps stays, and so does its tunnel.
+    """
+    return await rtnl.run(f"remove tunnel {tunnel}", lambda ip: remove_end(ip, tunnel, guest))
+
+
+async def repair(rtnl: Rtnl, lost: Iterable[TunnelSpec] = ()) -> tuple[Made | NetsetupError, ...]:
+    """Mend every tunnel here, and make those of `lost`: what the other host still remembers.
+
+    What cannot be mended is in the answer as its error.
+    """
+    wanted = {spec.id: spec for spec in lost}
+    for tunnel in await list_tunnels(rtnl):
+        if (spec := spec_of(tunnel)) is not None:
+            wanted[tunnel.id] = spec
+    results: list[Made | NetsetupError] = []
+    for spec in wanted.values():
+        try:
+            results.append(await create(rtnl, spec))
+        except NetsetupError as exc:
+            results.append(exc)
+    return tuple(results)
+
+
+async def collect(
+    rtnl: Rtnl,
+    *,
+    live_jobs: Iterable[str] = (),
+    live_guests: Iterable[str] | None = None,
+) -> Removal:
+    """Remove what nobody claims or lives on and no job in `live_jobs` builds.
+
+    Claims of guests that are not in `live_guests` are void; with None every claim holds.
+    """
+    guests = None if live_guests is None else frozenset(live_guests)
+    jobs = frozenset(live_jobs)
+    return await rtnl.run(
+        "remove tunnels that nobody needs", lambda ip: gc(ip, live_jobs=jobs, live_guests=guests)
+    )
+
+
+async def abilities(rtnl: Rtnl, local: Address, remote: Address) -> tuple[Ability, ...]:
+    """Return which kinds this host can carry from `local` to `remote`, each tried for a moment."""
+    results = []
+    for kind in KINDS.values():
+        why_not = None
+        try:
+            await rtnl.run(f"try {kind.kind}", _attempt(kind, local, remote))
+        except HostError as exc:
+            why_not = exc.what
+        results.append(Ability(kind.kind, kind.backend, local.version, why_not))
+    return tuple(results)
+
+
+def _attempt(kind: Kind, local: Address, remote: Address) -> Any:
+    spec = TunnelSpec(kind.kind, local, remote, Home("attempt", "attempt"), End.AWAY, key=2**24 - 1)
+    return lambda ip: kind.attempt(ip, spec)
+
+
+def _kind_of(parts: Parts) -> str | None:
+    carried, _ = _read(parts)
+    return None if carried is None else carried.kind
+
+
+def _read(parts: Parts) -> tuple[Carried | None, Kind | None]:
+    for kind in KINDS.values():
+        if (carried := kind.read(parts)) is not None:
+            return carried, kind
+    return None, None
+
+
+def _create(ip: Any, spec: TunnelSpec, kind: Kind) -> tuple[list[str], Tunnel]:
+    mended = create_end(ip, spec, kind, _kind_of)
+    made = find(ip).get(spec.id)
+    if made is None or made.mark is None:
+        raise HostError(f"the tunnel {spec.id} was made, and somebody else has removed it")
+    return mended, _describe(ip, made, made.mark)
+
+
+def _list(ip: Any) -> tuple[Tunnel, ...]:
+    found = find(ip)
+    tunnels = [
+        _describe(ip, each, each.mark) for _, each in sorted(found.items()) if each.mark is not None
+    ]
+    shared: dict[str, list[str]] = {}
+    for tunnel in tunnels:
+        if tunnel.end is End.HOME and tunnel.bridge and tunnel.isolated:
+            shared.setdefault(tunnel.bridge, []).append(tunnel.id)
+    return tuple(_with_neighbours(tunnel, shared) for tunnel in tunnels)
+
+
+def _with_neighbours(tunnel: Tunnel, shared: dict[str, list[str]]) -> Tunnel:
+    ids = shared.get(tunnel.bridge or "", [])
+    if tunnel.id not in ids or len(ids) < 2:
+        return tunnel
+    others = ", ".join(id_ for id_ in ids if id_ != tunnel.id)
+    note = f"guests behind it and guests behind {others} do not reach each other: split horizon"
+    return replace(tunnel, notes=(*tunnel.notes, note))
+
+
+def _describe(ip: Any, found: Found, mark: Mark) -> Tunnel:
+    """Return what there is of a marked tunnel, and what is wrong with it."""
+    parts = found.parts
+    carried, kind = _read(parts)
+    port = parts.get(Part.PORT)
+    master = None
+    isolated = None
+    problems = []
+    if port is not None and port.get("master"):
+        bridge = ip.link("get", index=port.get("master"))[0]
+        master = bridge.get("ifname")
+        described = port_of(port, read_bridge(bridge, ()), None)
+        isolated = described.flags.isolated
+        if not described.forwarding:
+            problems.append(f"its port is {described.state} in {master}")
+    tunnel = Tunnel(
+        id=found.id,
+        end=mark.end,
+        home=mark.home,
+        tag=mark.tag,
+        backend=kind.backend if kind else "kernel",
+        kind=carried.kind if carried else None,
+        local=carried.local if carried else None,
+        remote=carried.remote if carried else None,
+        key=carried.key if carried else None,
+        udp_port=carried.udp_port if carried else None,
+        mtu_bytes=port.get("mtu") if port is not None else None,
+        manner=mark.manner,
+        isolated=isolated,
+        port=port.get("ifname") if port is not None else None,
+        bridge=master,
+        guests=claims(parts, found.id),
+        taps=tenants(ip, parts),
+    )
+    problems += _wanting(tunnel, parts, kind)
+    notes = ["what it carries is not encrypted"]
+    if tunnel.manner is Manner.FRAGMENTS:
+        notes.append("full frames are cut in two on the way")
+    elif tunnel.manner is Manner.TOLD:
+        notes.append("senders of full frames are told to send smaller ones")
+    return replace(tunnel, problems=tuple(problems), notes=tuple(notes))
+
+
+def _wanting(tunnel: Tunnel, parts: Parts, kind: Kind | None) -> list[str]:
+    """Return what of a tunnel is not as `create` leaves it."""
+    problems = [
+        f"{message.get('ifname')} is down"
+        for message in parts.values()
+        if not message["flags"] & IFF_UP
+    ]
+    spec = spec_of(tunnel)
+    if spec is None or kind is None:
+        return [*problems, "parts of it are missing"]
+    if tunnel.bridge != spec.bridge:
+        problems.append(f"its port is not in {spec.bridge}")
+    elif tunnel.end is End.HOME and not tunnel.isolated:
+        problems.append("its port is not isolated")
+    if kind.unguarded(spec, parts):
+        problems.append("filters against strangers and BPDUs are missing")
+    return problems

@@ -1,0 +1,196 @@
+"""Two sites with a router between them, in network namespaces: what a tunnel is for.
+
+::
+
+    client ─ br0 alpha eth0 ── router ── eth0 beta br0 ─ neighbour
+            tap0 │
+           guest-home                  (guests away are plugged into beta by the tests)
+
+The underlay is 10.77.1.2 and fd77:1::2 on alpha, 10.77.2.2 and fd77:2::2 on beta; the guests'
+segment is 192.0.2.0/24 and 2001:db8::/64.
+"""
+
+import fcntl
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+
+from tests.support.netns import Namespace, add_bridge, fresh_namespace
+
+CLIENT_MAC, GUEST_MAC = "52:54:00:00:00:c1", "52:54:00:00:00:99"
+ALPHA = {4: ip_address("10.77.1.2"), 6: ip_address("fd77:1::2")}
+BETA = {4: ip_address("10.77.2.2"), 6: ip_address("fd77:2::2")}
+
+
+@dataclass(frozen=True)
+class Sites:
+    """The hosts, the wire between them, and who is on the two segments."""
+
+    alpha: Namespace
+    beta: Namespace
+    router: Namespace
+    client: Namespace  # in br0 of alpha, 192.0.2.1
+    neighbour: Namespace  # in br0 of beta, 192.0.2.1 as well: the other site's segment
+    stack: ExitStack
+
+    def guest(self, host: Namespace, bridge: str, address: str = "192.0.2.9") -> Namespace:
+        """Plug a guest into `bridge` of `host`; a veth stands for its tap."""
+        number = int(address.rsplit(".", 1)[1])
+        guest = self.stack.enter_context(fresh_namespace())
+        wire(guest, "eth0", host, f"tap{number}", 1500, mac=f"52:54:00:00:00:{number:02d}")
+        host.run("ip", "link", "set", f"tap{number}", "master", bridge)
+        addressed(guest, "eth0", f"{address}/24", f"2001:db8::{number}/64")
+        return guest
+
+
+def wire(
+    one: Namespace, its: str, other: Namespace, others: str, mtu: int, *, mac: str | None = None
+) -> None:
+    """Lay a cable that is up."""
+    one.run(
+        *("ip", "link", "add", its, "mtu", str(mtu)),
+        *(("address", mac) if mac else ()),
+        *("type", "veth", "peer", "name", others, "mtu", str(mtu), "netns", other.path),
+    )
+    for place, name in ((one, its), (other, others)):
+        place.run("ip", "link", "set", name, "up")
+
+
+def addressed(place: Namespace, interface: str, *addresses: str) -> None:
+    """Give it addresses that are good at once."""
+    for address in addresses:
+        words = ("-6", "nodad") if ":" in address else ("-4",)
+        place.run("ip", words[0], "address", "add", address, "dev", interface, *words[1:])
+
+
+@contextmanager
+def two_sites(mtu: int = 1500, *, narrow: int | None = None) -> Iterator[Sites]:
+    """Make `Sites` with `mtu` on the underlay; `narrow` is that of the router's second cable."""
+    with ExitStack() as stack:
+        alpha, beta, router, client, neighbour = (
+            stack.enter_context(fresh_namespace()) for _ in range(5)
+        )
+        for key in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+            with router.entered():
+                Path("/proc/sys/net", key).write_text("1")
+        for number, host, underlay in ((1, alpha, mtu), (2, beta, narrow or mtu)):
+            wire(host, "eth0", router, f"port{number}", underlay)
+            addressed(host, "eth0", f"10.77.{number}.2/24", f"fd77:{number}::2/64")
+            addressed(router, f"port{number}", f"10.77.{number}.1/24", f"fd77:{number}::1/64")
+            host.run("ip", "route", "add", "default", "via", f"10.77.{number}.1")
+            host.run("ip", "-6", "route", "add", "default", "via", f"fd77:{number}::1")
+            add_bridge(host, "br0")
+        if narrow:  # the host believes in the wide one: only a probe finds out
+            beta.run("ip", "link", "set", "eth0", "mtu", str(mtu))
+        for host, place, mac in ((alpha, client, CLIENT_MAC), (beta, neighbour, None)):
+            wire(place, "eth0", host, "port0", 1500, mac=mac)
+            host.run("ip", "link", "set", "port0", "master", "br0")
+            addressed(place, "eth0", "192.0.2.1/24", "2001:db8::1/64")
+        yield Sites(alpha, beta, router, client, neighbour, stack)
+
+
+def echo(
+    place: Namespace,
+    address: str,
+    size: int = 56,
+    *,
+    tries: int = 3,
+    patience_s: float = 1.0,
+    fragment: bool = False,
+) -> str:
+    """Ping `address` with `size` octets of data, DF set; return "ok", "silence" or the ICMP error.
+
+    The first tries may teach (ARP, ND); the last one counts.
+    """
+    said = "silence"
+    target = ip_address(address)
+    with place.entered(), _echo_socket(target, fragment=fragment) as wire_:
+        for number in range(tries):
+            said = _echo_once(wire_, target, size, number, patience_s)
+            if said == "ok":
+                return said
+    return said
+
+
+def _echo_socket(target: IPv4Address | IPv6Address, *, fragment: bool) -> socket.socket:
+    if target.version == 4:
+        wire_ = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+        wire_.setsockopt(socket.IPPROTO_IP, 10, 0 if fragment else 2)  # IP_MTU_DISCOVER
+        return wire_
+    wire_ = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+    wire_.setsockopt(socket.IPPROTO_IPV6, 23, 0 if fragment else 2)
+    return wire_
+
+
+def _echo_once(
+    wire_: socket.socket,
+    target: IPv4Address | IPv6Address,
+    size: int,
+    number: int,
+    patience_s: float,
+) -> str:
+    request, reply, headers = (8, 0, 20) if target.version == 4 else (128, 129, 0)
+    identity = os.getpid() & 0xFFFF
+    body = struct.pack("!HH", identity, number) + b"x" * size
+    octets = bytes((request, 0)) + struct.pack("!H", _sum(bytes((request, 0)) + body)) + body
+    try:
+        wire_.sendto(octets, (str(target), 0))
+    except OSError as exc:
+        return exc.strerror or str(exc)
+    end = time.monotonic() + patience_s
+    while (left := end - time.monotonic()) > 0:
+        if not select.select([wire_], [], [], left)[0]:
+            break
+        try:
+            answer = wire_.recv(65536)[headers:]
+        except OSError as exc:
+            return exc.strerror or str(exc)
+        if answer[0] == reply and answer[4:8] == body[:4] and len(answer) == len(octets):
+            return "ok"
+    return "silence"
+
+
+def _sum(octets: bytes) -> int:
+    octets += b"\0" * (len(octets) % 2)
+    total = sum(struct.unpack(f"!{len(octets) // 2}H", octets))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def nothing_left(place: Namespace) -> dict[str, list[str]]:
+    """Return what a tunnel could leave on a host: links, filters, entries, rules."""
+    links = place.run("ip", "-o", "link", "show").splitlines()
+    names = [line.split(": ")[1].split("@")[0] for line in links]
+    shown = {
+        "links": [" ".join(w for w in line.split() if not w.startswith("state")) for line in links],
+        "addresses": place.run("ip", "-o", "address", "show").splitlines(),
+        "routes": place.run("ip", "route", "show", "table", "all").splitlines(),
+        "fdb": [
+            line
+            for line in place.run("bridge", "fdb", "show").splitlines()
+            if "permanent" in line or "static" in line
+        ],
+        "qdiscs": place.run("tc", "qdisc", "show").splitlines(),
+    }
+    for name in names:
+        for side in ("ingress", "egress"):
+            shown[f"{name} {side}"] = place.run(
+                "tc", "filter", "show", "dev", name, side
+            ).splitlines()
+    return shown
+
+
+def hold_tap(place: Namespace, name: str) -> int:
+    """Open a tap as a QEMU would; close the descriptor to end it."""
+    with place.entered():
+        descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        fcntl.ioctl(descriptor, 0x400454CA, struct.pack("16sH22x", name.encode(), 0x5002))
+    return descriptor
