@@ -157,7 +157,7 @@ def _direction(source: Side, destination: Side) -> Direction:
             Passage.PASSES,
             mtu_bytes=max(h.longest_bytes for h in heard),
             answered=speaker.answered_bytes is not None,
-            complete=speaker.complete,
+            complete=speaker.complete and speaker.asked_frames > 0,
             ways=ways,
         )
     for side, report in ((source, speaker), (destination, listener)):
