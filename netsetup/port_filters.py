@@ -3,9 +3,9 @@
 Everything here blocks and runs in the thread of `netsetup.rtnl`, with its socket `ip`.
 
 The u32 filter goes out by a socket of its own: pyroute2 0.9.7 can neither write an offset below 0
-nor read a key back, and below 0 is where the outer header lies. A tunnel device hands the frame on with its packet's
-head still in front of it, and u32 counts from the inner network header (net/sched/cls_u32.c,
-`u32_classify`).
+nor read a key back, and below 0 is where the outer header lies: a tunnel device hands the frame on
+with its packet's head still in front of it, and u32 counts from the inner network header
+(net/sched/cls_u32.c, `u32_classify`).
 """
 
 import os

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
+from netsetup.choice import Ability
 from netsetup.errors import HostError, NetsetupError, UsageError
 from netsetup.gretap import GRETAP
 from netsetup.homes import Home
@@ -44,16 +45,6 @@ class Made:
 
     tunnel: Tunnel
     mended: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Ability:
-    """Whether this host can carry a kind; `why_not` is None if it can."""
-
-    kind: str
-    backend: str
-    family: int
-    why_not: str | None
 
 
 def kind_for(name: str, backend: str = "kernel") -> Kind:
