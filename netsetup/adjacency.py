@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from netsetup.probe_report import ProbeReport
-from netsetup.segments import PortFacts, View
+from netsetup.segments import View
 from netsetup.traps import Side, Trap, Way, traps_of
 
 
@@ -181,9 +181,10 @@ def _not_to_the_end(name: str, report: ProbeReport, *, asks: bool) -> str | None
             f"{name}'s {facts.bridge} is not in {_vlan(segment.vlan)} itself, and no port can be "
             "added to look from while STP is on"
         )
-    held = [port for port in facts.ports if _leads_out(port, facts.bridge) and port.changing]
-    if held:
-        return f"{name}'s {held[0].name} is {held[0].state}: STP lets it forward later"
+    for port in report.unsettled_ports():
+        if port.changing:
+            return f"{name}'s {port.name} is {port.state} for now, and forwards later by itself"
+        return f"{name}'s {port.name} has only just begun to forward"
     return None
 
 
@@ -191,16 +192,12 @@ def _vlan(vlan: int | None) -> str:
     return "the untagged VLAN" if vlan is None else f"VLAN {vlan}"
 
 
-def _leads_out(port: PortFacts, bridge: str) -> bool:
-    return port.bridge == bridge and port.kind != "tun"
-
-
 def _retry_after_s(reports: list[ProbeReport]) -> float | None:
-    """Return the longest that STP can still hold a port back, None where it does not."""
+    """Return the longest that a port can still be held back, None where none is."""
+    steps = {"listening": 2, "learning": 1}  # forward delays to go
     delays = [
-        report.facts.forward_delay_s * (2 if port.state == "listening" else 1)
+        report.facts.forward_delay_s * steps.get(port.state or "", 0)
         for report in reports
-        for port in report.facts.ports
-        if port.changing
+        for port in report.unsettled_ports()
     ]
     return max(delays, default=None)

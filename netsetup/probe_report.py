@@ -56,6 +56,7 @@ class ProbeReport:
     strangers: int  # frames that look like probes and were not sealed with the nonce
     refused: tuple[Refused, ...]
     facts: SegmentFacts
+    early_ports: tuple[PortFacts, ...] = ()  # while it asked, if nobody had answered by then
 
     def heard_of(self, speaker: "ProbeReport") -> tuple[Heard, ...]:
         """Return what a guest in this place would have got of the speaker's frames."""
@@ -66,6 +67,20 @@ class ProbeReport:
             and heard.place is Place.VIEW
             and heard.vlan == self.vlan_tag
         )
+
+    def unsettled_ports(self) -> tuple[PortFacts, ...]:
+        """Return the ports to other hosts that did not forward all the time, and will or do now.
+
+        A port that begins to forward after the last ask makes silence of what is none.
+        """
+        bridge = self.facts.bridge
+        out = [p for p in self.facts.ports if p.bridge == bridge and p.kind != "tun"]
+        before = {port.name: port for port in self.early_ports}
+        late = [p for p in out if not p.changing and self._began(before.get(p.name), p)]
+        return (*(port for port in out if port.changing), *late)
+
+    def _began(self, before: PortFacts | None, now: PortFacts) -> bool:
+        return before is not None and before.state != "forwarding" and now.state == "forwarding"
 
     def ways_of(self, speaker: "ProbeReport") -> tuple[PortFacts, ...]:
         """Return the ports of this segment's bridge by which the speaker's frames came in."""

@@ -30,12 +30,13 @@ from netsetup.probe_report import Place, ProbeReport, Refused
 from netsetup.probe_sizes import SizeSearch
 from netsetup.rtnl import Rtnl
 from netsetup.segment_facts import describe_bridge, describe_segment, describe_ways
-from netsetup.segments import Segment, SegmentFacts, View, choose_view, view_tag
+from netsetup.segments import PortFacts, Segment, SegmentFacts, View, choose_view, view_tag
 from netsetup.windows import Window, open_window
 
 # When the first is lost (a port that has just come up, a MAC not yet learned) the next comes soon;
 # twelve broadcasts in all, below any switch's storm control.
 ASK_AT_S = (0.0, 0.02, 0.07, 0.17, 0.37, 0.77)
+LOOK_AT_S = 0.17  # at the ports: something is in the way, and may have gone before the report
 SILENCE_S = 1.25  # then nobody is there: 0.5 s after the last, which is a slow host's whole nap
 SEARCH_S = 1.4  # for all, with the search for the longest frame
 PATIENCE_S = (0.01, 0.1)  # for an answer after the first one: at least, at most
@@ -81,6 +82,7 @@ class Prober:
         self._isolated = isolated and window is not None
         self._wanted_bytes = 0
         self._complete = False
+        self._early_ports: tuple[PortFacts, ...] = ()
         self._news = trio.lowlevel.ParkingLot()
         self._answering = trio.CancelScope()
         self._stopped = trio.Event()
@@ -106,6 +108,8 @@ class Prober:
         ledger = self._ledger
         for at_s, until_s in zip(ASK_AT_S, (*ASK_AT_S[1:], SILENCE_S), strict=True):
             await trio.sleep_until(started + at_s)
+            if at_s == LOOK_AT_S:
+                self._early_ports = (await self._describe()).ports
             self._send(MIN_PAYLOAD_BYTES)
             self._send(mtu_bytes)
             if await self._until(lambda: bool(ledger.answered), started + until_s):
@@ -121,15 +125,10 @@ class Prober:
         `guest_mac`: where this host's bridge believes it is in the report too.
         """
         ledger, heard = self._ledger, self._ledger.heard()
-        mac = None if guest_mac is None else mac_text(parse_mac(guest_mac))
-        bridge = self._segment.bridge
-        ways = {h.interface for h in heard if h.place is Place.INTERFACE}
-        # All of it costs half a millisecond a port, and explains only what went wrong.
-        if heard and ledger.answered_bytes == self._wanted_bytes:
-            work = partial(describe_ways, facts=self._facts, names=ways, guest_mac=mac)
-        else:
-            work = partial(describe_segment, bridge=bridge, names=ways, guest_mac=mac)
-        facts = await self._rtnl.run(f"describe {bridge}", work)
+        facts = await self._describe(
+            None if guest_mac is None else mac_text(parse_mac(guest_mac)),
+            well=bool(heard) and ledger.answered_bytes == self._wanted_bytes,
+        )
         return ProbeReport(
             segment=self._segment,
             view=self.view,
@@ -148,7 +147,22 @@ class Prober:
             strangers=ledger.strangers,
             refused=tuple(Refused(size, why) for size, why in sorted(ledger.refused.items())),
             facts=facts,
+            early_ports=self._early_ports,
         )
+
+    async def _describe(self, guest_mac: str | None = None, *, well: bool = False) -> SegmentFacts:
+        """Ask netlink; of a segment where all went `well` only how frames came in.
+
+        The rest explains what went wrong, and costs half a millisecond a port.
+        """
+        bridge = self._segment.bridge
+        heard = self._ledger.heard()
+        ways = {h.interface for h in heard if h.place is Place.INTERFACE}
+        if well:
+            work = partial(describe_ways, facts=self._facts, names=ways, guest_mac=guest_mac)
+        else:
+            work = partial(describe_segment, bridge=bridge, names=ways, guest_mac=guest_mac)
+        return await self._rtnl.run(f"describe {bridge}", work)
 
     async def wait_asked(self) -> None:
         """Return when the other side has been heard to ask."""

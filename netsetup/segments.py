@@ -76,8 +76,11 @@ class PortFacts:
 
     @property
     def changing(self) -> bool:
-        """Whether STP holds it back for now and will let it forward by itself."""
-        return self.state in _CHANGING
+        """Whether it does not forward now and will by itself.
+
+        STP holds it back; or it has a carrier that the kernel has yet to notice, up to a second.
+        """
+        return self.state in _CHANGING or (self.state == "disabled" and self.up and self.carrier)
 
     def carries(self, vlan: int | None) -> bool:
         """Whether the bridge lets the VLAN (None: the port's own) in and out here."""

@@ -113,8 +113,7 @@ def _at_arrival(way: Way) -> Iterator[Trap]:
             yield Trap(
                 TrapKind.STP_NOT_FORWARDING,
                 host,
-                f"{subject} reach {host}'s {port.name}, which is {port.state} in {facts.bridge} "
-                "(STP)",
+                f"{subject} reach {host}'s {port.name}, which is {_held(port)} in {facts.bridge}",
             )
     if not inside and not any(heard.place is Place.VIEW for heard in way.arrivals):
         name = way.arrivals[0].interface
@@ -167,7 +166,7 @@ def _at_departure(way: Way) -> Iterator[Trap]:
         text = f"{host}'s {facts.bridge} has no working port to other hosts{what}"
         yield Trap(TrapKind.NO_WAY_OUT, host, text)
     for port in shut:  # with a carrier it is STP's doing, the kernel's or a daemon's
-        text = f"{host}'s {port.name} is {port.state} in {facts.bridge} (STP)"
+        text = f"{host}'s {port.name} is {_held(port)} in {facts.bridge}"
         yield Trap(TrapKind.STP_NOT_FORWARDING, host, text)
     for port in closed:
         text = f"{host}'s {facts.bridge} lets no {_tagged(vlan, noun=True)} out at {port.name}"
@@ -239,6 +238,10 @@ def _echoes(way: Way) -> Iterator[Trap]:
 
 def _forwards(port: PortFacts) -> bool:
     return port.state in (None, "forwarding")
+
+
+def _held(port: PortFacts) -> str:
+    return f"{port.state}" if port.state == "disabled" else f"{port.state} (STP)"
 
 
 def _tagged(vlan: int | None, *, noun: bool = False) -> str:

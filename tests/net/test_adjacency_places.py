@@ -2,6 +2,7 @@
 
 import pytest
 
+from netsetup.adjacency import Adjacency
 from tests.support.adjacency_places import NETWORKS, built, differences, pair_on
 
 pytestmark = pytest.mark.net
@@ -16,3 +17,20 @@ async def test_the_verdict_is_what_is_true_of_the_network(name: str) -> None:
             for _ in range(TRIES):
                 verdict, _, _ = await pair.probe(network)
                 assert differences(verdict, network.truth) == [], verdict.why
+
+
+async def test_while_stp_lets_a_port_forward_no_probe_says_that_the_segments_are_apart() -> None:
+    """The state of a port before and after the last ask, and everything between."""
+    network = NETWORKS["stp listens"]
+    with built(network) as ground:
+        beta = ground.beta
+        beta.run("ip", "link", "set", "br0", "type", "bridge", "forward_delay", "200")
+        beta.run("ip", "link", "set", "eth0", "down")
+        beta.run("ip", "link", "set", "eth0", "up")
+        seen = []
+        async with pair_on(ground) as pair:
+            while not seen or (seen[-1] is not Adjacency.ADJACENT and len(seen) < 10):
+                verdict, _, _ = await pair.probe(network)
+                seen.append(verdict.adjacency)
+    assert seen[-1] is Adjacency.ADJACENT
+    assert set(seen[:-1]) == {Adjacency.UNKNOWN}

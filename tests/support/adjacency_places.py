@@ -26,8 +26,9 @@ from netsetup.traps import Side, TrapKind
 from tests.support.netns import Namespace, add_bridge, fresh_namespace, open_tap
 
 GUEST = "52:54:00:aa:00:01"
-TUNNEL_ALIAS = "qmigrate:tunnel:guest=web1:job=web1-1"
+TUNNEL_ALIAS = "qmigrate:tunnel=1a2b3c4d part=port"
 PROBED = Segment("br0")
+TRIES_A_BUILD = 25
 
 
 @dataclass(frozen=True)
@@ -481,10 +482,13 @@ async def _table(names: list[str], tries: int) -> int:
     wrong = 0
     for name in names:
         network = NETWORKS[name]
-        with built(network) as ground:
-            async with pair_on(ground) as pair:
-                await pair.probe(network)
-                results = [await pair.probe(network) for _ in range(tries)]
+        results: list[tuple[Verdict, float, float]] = []
+        while len(results) < tries:  # a listening port listens for so long only
+            with built(network) as ground:
+                async with pair_on(ground) as pair:
+                    await pair.probe(network)
+                    more = min(TRIES_A_BUILD, tries - len(results))
+                    results += [await pair.probe(network) for _ in range(more)]
         bad = Counter(text for r in results for text in differences(r[0], network.truth))
         good = sum(not differences(r[0], network.truth) for r in results)
         wrong += tries - good

@@ -332,6 +332,35 @@ def test_what_stp_holds_back_says_when_to_ask_again(
     assert verdict_on(Speaker(1), Speaker(2)).retry_after_s is None
 
 
+BEGAN = {
+    "listened": (port(state="listening"), UNKNOWN),
+    "had no carrier": (port(state="disabled", carrier=False), UNKNOWN),
+    "forwarded": (port(), NOT_ADJACENT),
+    "was a guest's tap that listened": (port("tap0", kind="tun", state="listening"), NOT_ADJACENT),
+}
+
+
+@pytest.mark.parametrize("name", BEGAN)
+def test_silence_while_a_port_began_to_forward_is_no_proof(name: str) -> None:
+    early, adjacency = BEGAN[name]
+    a = Speaker(1, facts=bridge(port(), port("tap0", kind="tun")))
+    b = Speaker(2)
+    talk(a, b, lost, lost)
+    report = replace(a.report(), early_ports=(early,))
+    found = judge(Side("alpha", report), Side("beta", b.report()), mtu_bytes=1500)
+    assert found.adjacency is adjacency
+    if adjacency is UNKNOWN:
+        assert "only just begun" in found.why
+        assert found.retry_after_s == 0
+
+
+def test_a_carrier_that_the_kernel_has_yet_to_notice_is_no_proof() -> None:
+    unnoticed = bridge(port(state="disabled"))
+    found = verdict_on(Speaker(1, facts=unnoticed), Speaker(2), lost, lost)
+    assert found.adjacency is UNKNOWN
+    assert "disabled for now" in found.why
+
+
 @pytest.mark.parametrize(
     ("forth", "back", "joined"),
     [(passes, passes, True), (passes, lost, True), (lost, passes, True), (lost, lost, False)],
