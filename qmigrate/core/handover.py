@@ -72,6 +72,9 @@ _CANCEL: tuple[StrEnum, Effects] = (S.CANCELLING, (E.MIGRATE_CANCEL,))
 # destination may load all the same (facts: trap 1). If it ends then, the copy there may be older
 # than what was run and written here. Nobody acts on that but a person.
 _MISSED: tuple[StrEnum, Effects] = (S.MISSED, (E.REPORT_UNKNOWN, E.SEND_ASK))
+# Somebody typed `cont` on a QEMU that was complete, and GO may be on its way. No GO is sent again;
+# a destination that has not taken it refuses, and one that has says so to people.
+_STRAYED: tuple[StrEnum, Effects] = (S.STRAYED, (E.REPORT_UNKNOWN, E.SEND_REFUSE))
 
 
 def _stay(state: StrEnum, *effects: Effect) -> tuple[StrEnum, Effects]:
@@ -131,9 +134,13 @@ SOURCE: dict[Source, Row] = {
         # destination or nowhere, and the destination looks before it takes GO.
         SE.QEMU_GONE: _AWAY,
         SE.CANCEL: _stay(S.SWITCHING, E.ANSWER_DECIDING),
-        # QEMU's verdict decides: what the link says meanwhile is no reason to act.
+        # QEMU's verdict decides: what the link says meanwhile is no reason to act. It may say that
+        # the guest runs there, if a person has let it: that is said again when it is asked for.
         SE.GIVE_UP: _stay(S.SWITCHING),
         SE.REFUSED: _stay(S.SWITCHING),
+        SE.RUNNING: _stay(S.SWITCHING),
+        SE.RETURNED: _stay(S.SWITCHING),
+        SE.LOST: _stay(S.SWITCHING),
         SE.CONNECTED: _stay(S.SWITCHING),
         SE.CHECKED: _stay(S.SWITCHING),
         SE.PRE_SWITCHOVER: _stay(S.SWITCHING),
@@ -147,6 +154,9 @@ SOURCE: dict[Source, Row] = {
         SE.CANCEL: _stay(S.RECALLING, E.ANSWER_DECIDING),
         SE.GIVE_UP: _stay(S.RECALLING),
         SE.REFUSED: _stay(S.RECALLING),
+        SE.RUNNING: _stay(S.RECALLING),
+        SE.RETURNED: _stay(S.RECALLING),
+        SE.LOST: _stay(S.RECALLING),
         SE.CONNECTED: _stay(S.RECALLING),
         SE.CHECKED: _stay(S.RECALLING),
         SE.PRE_SWITCHOVER: _stay(S.RECALLING, E.MIGRATE_CANCEL),
@@ -167,15 +177,19 @@ SOURCE: dict[Source, Row] = {
         SE.STUCK: _stay(S.MISSED),
         SE.CHECKED: _stay(S.MISSED),
         SE.QEMU_GONE: _stay(S.MISSED),
+        SE.RUN_HERE: _ENDED,  # nor will it ever there: nothing is left of the guest
     },
     S.LEFT: {
         SE.LOADED: _AWAY,
         SE.RUNNING: _PROVED,  # a person had it run there when this host was taken for dead
         SE.REFUSED: _BACK,
+        SE.RETURNED: _BACK,  # by a person's word as well
+        SE.LOST: _stay(S.LEFT, E.REPORT_UNKNOWN),
         SE.NO_RECORD: _BACK,
         SE.RUN_HERE: _BACK,
         SE.NO_ANSWER: _BACK,
         SE.QEMU_GONE: _AWAY,
+        SE.QEMU_RUNS_ON: _BACK,  # somebody typed `cont`, and no GO was ever sent
         SE.QEMU_COMPLETED: _stay(S.LEFT),
         SE.CONNECTED: _stay(S.LEFT, E.SEND_ASK),
         SE.CANCEL: _BACK,
@@ -191,6 +205,7 @@ SOURCE: dict[Source, Row] = {
         SE.NO_RECORD: _stay(S.AWAY, E.REPORT_UNKNOWN),
         SE.QEMU_GONE: _stay(S.AWAY),  # the answer to GO still decides, and is still wanted
         SE.QEMU_COMPLETED: _stay(S.AWAY),
+        SE.QEMU_RUNS_ON: _STRAYED,
         SE.CANCEL: _stay(S.AWAY, E.ANSWER_DECIDING),
         SE.GIVE_UP: _stay(S.AWAY),
         SE.STUCK: _stay(S.AWAY),
@@ -199,10 +214,30 @@ SOURCE: dict[Source, Row] = {
         SE.LOST: _stay(S.AWAY, E.REPORT_UNKNOWN),
         SE.RUN_HERE: _BACK_AFTER_GO,  # old memory on disks that may be newer: a person has said so
     },
+    S.STRAYED: {
+        SE.REFUSED: _BACK_AFTER_GO,
+        SE.RETURNED: _BACK_AFTER_GO,
+        SE.RUN_HERE: _BACK_AFTER_GO,
+        # It may run twice, and both have written: what is to be kept is a person's choice.
+        SE.RUNNING: _stay(S.STRAYED, E.REPORT_UNKNOWN),
+        SE.LOST: _stay(S.STRAYED, E.REPORT_UNKNOWN),
+        SE.NO_ANSWER: _stay(S.STRAYED, E.REPORT_UNKNOWN),
+        SE.NO_RECORD: _stay(S.STRAYED, E.REPORT_UNKNOWN),
+        SE.LOADED: _stay(S.STRAYED, E.SEND_REFUSE),
+        SE.CONNECTED: _stay(S.STRAYED, E.SEND_REFUSE),
+        SE.QEMU_GONE: (S.AWAY, (E.SEND_ASK,)),  # that choice, perhaps
+        SE.QEMU_RUNS_ON: _stay(S.STRAYED),
+        SE.QEMU_COMPLETED: _stay(S.STRAYED),
+        SE.CANCEL: _stay(S.STRAYED, E.ANSWER_DECIDING),
+        SE.GIVE_UP: _stay(S.STRAYED),
+        SE.STUCK: _stay(S.STRAYED),
+        SE.CHECKED: _stay(S.STRAYED),
+    },
     S.PROVED: {
         SE.QUIT: _DONE,
         SE.QEMU_GONE: _DONE,
         SE.QEMU_COMPLETED: _stay(S.PROVED),
+        SE.QEMU_RUNS_ON: _stay(S.PROVED),  # let run after the destination was proved: it is quit
         SE.RUNNING: _stay(S.PROVED),
         SE.LOADED: _stay(S.PROVED),
         SE.CONNECTED: _stay(S.PROVED, E.SEND_ASK),  # a new agent does not know when it ran
@@ -303,6 +338,8 @@ DESTINATION: dict[Destination, Row] = {
         DE.PEER_IS_DEAD: _stay(D.PREPARED, E.REPORT_UNKNOWN),  # what is loaded may be the last
         # The source is at its end and never sent GO: its REFUSE was lost.
         DE.FINISH: (D.REFUSED, (Write(R.REFUSED), E.QUIT_QEMU, E.CLEAN, E.END)),
+        # Somebody typed `cont`: it is not quit any more, and whoever asks is told.
+        DE.RUNS: (D.RUNNING, (Write(R.RUNNING), E.REPORT_UNKNOWN)),
     },
     D.DECIDING: {
         DE.LOOKS_LOADED: (D.GO, (Write(R.GO), E.RUN)),
@@ -311,6 +348,8 @@ DESTINATION: dict[Destination, Row] = {
         DE.GO: _stay(D.DECIDING),
         DE.ASK: _stay(D.DECIDING),
         DE.REFUSE: _stay(D.DECIDING),
+        DE.FINISH: _stay(D.DECIDING),
+        DE.RUNS: _RUNNING,
     },
     D.GO: {
         DE.RUNS: _RUNNING,
@@ -321,6 +360,7 @@ DESTINATION: dict[Destination, Row] = {
         DE.GO: _stay(D.GO),
         DE.ASK: _stay(D.GO),
         DE.REFUSE: _stay(D.GO),
+        DE.FINISH: _stay(D.GO),
     },
     D.GO_AGAIN: {
         DE.RUNS: _RUNNING,
@@ -331,6 +371,7 @@ DESTINATION: dict[Destination, Row] = {
         DE.GO: _stay(D.GO_AGAIN),
         DE.ASK: _stay(D.GO_AGAIN),
         DE.REFUSE: _stay(D.GO_AGAIN),
+        DE.FINISH: _stay(D.GO_AGAIN),
     },
     D.RUNNING: {
         DE.GO: _stay(D.RUNNING, E.ANSWER_RUNNING),
@@ -340,6 +381,8 @@ DESTINATION: dict[Destination, Row] = {
         DE.QEMU_GONE: _stay(D.RUNNING),  # the guest's own end, after the handover
         DE.REFUSE: _stay(D.RUNNING, E.ANSWER_RUNNING),
         DE.RUNS: _stay(D.RUNNING),
+        DE.LOOKS_LOADED: _stay(D.RUNNING),
+        DE.LOOKS_UNFIT: _stay(D.RUNNING),
         DE.CONT_REFUSED: _stay(D.RUNNING),
         DE.CONT_UNKNOWN: _stay(D.RUNNING),
     },
@@ -350,6 +393,7 @@ DESTINATION: dict[Destination, Row] = {
         DE.QEMU_GONE: _stay(D.REFUSED),
         DE.LOOKS_LOADED: _stay(D.REFUSED),
         DE.LOOKS_UNFIT: _stay(D.REFUSED),
+        DE.RUNS: _stay(D.REFUSED),  # `cont` was typed too late
         DE.PEER_IS_DEAD: _stay(D.REFUSED, E.END),
         DE.FINISH: _stay(D.REFUSED, E.END),  # the source knows: nobody will ask again
     },
@@ -358,6 +402,7 @@ DESTINATION: dict[Destination, Row] = {
         DE.ASK: _stay(D.RETURNED, E.ANSWER_RETURNED),
         DE.REFUSE: _stay(D.RETURNED, E.ANSWER_RETURNED),
         DE.QEMU_GONE: _stay(D.RETURNED),
+        DE.RUNS: _stay(D.RETURNED),
         DE.PEER_IS_DEAD: _stay(D.RETURNED, E.END),
         DE.FINISH: _stay(D.RETURNED, E.END),
     },

@@ -40,6 +40,7 @@ class Source(StrEnum):
     MISSED = "missed"  # QEMU ended after migrate-continue, and may have run on here before
     LEFT = "left"  # found complete with no GO ever sent: a new agent asks before it goes on
     AWAY = "away"
+    STRAYED = "strayed"  # away, and somebody typed `cont`: it may run here and there
     PROVED = "proved"
     BACK = "back"
     RESTORED = "restored"
@@ -56,7 +57,7 @@ class SourceEvent(StrEnum):
     PRE_SWITCHOVER = "pre-switchover"  # QEMU's event
     CHECKED = "checked"  # destination alive and armed
     QEMU_COMPLETED = "qemu-completed"  # QEMU's event, return-path on: the destination has all
-    QEMU_RUNS_ON = "qemu-runs-on"  # QEMU said failed or cancelled, or never began
+    QEMU_RUNS_ON = "qemu-runs-on"  # QEMU said failed or cancelled, never began, or was let run
     QEMU_GONE = "qemu-gone"  # the process ended, by itself or by its guest
     LOADED = "loaded"  # answer to ASK: the destination waits for GO
     RUNNING = "running"  # answer to GO

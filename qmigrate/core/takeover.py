@@ -65,6 +65,8 @@ def source_after(record: Record, look: Look) -> tuple[Source, Effects]:
                     before = Source.PREPARED if record is Record.PREPARED else Source.RECALLING
                     return source_step(before, SourceEvent.QEMU_GONE)
         case Record.AWAY:
+            if look is Look.RUNS_ON:  # it was complete, and runs: somebody typed `cont`
+                return source_step(Source.AWAY, SourceEvent.QEMU_RUNS_ON)
             return Source.AWAY, (Effect.SEND_GO,)
         case Record.PROVED:
             return Source.PROVED, (Effect.QUIT_QEMU,)
@@ -96,6 +98,8 @@ def destination_after(
         case Record.PREPARED:
             if look is Look.GONE:
                 return destination_step(Destination.PREPARED, DestinationEvent.QEMU_GONE)
+            if state in RUNS:  # nobody sent GO that was taken: somebody typed `cont`
+                return destination_step(Destination.PREPARED, DestinationEvent.RUNS)
             return Destination.PREPARED, ()
         case Record.GO:
             if look is Look.GONE:

@@ -91,11 +91,16 @@ def paths(table: dict[StrEnum, handover.Row], start: StrEnum) -> Iterator[tuple[
         queue.extend((following, (*done, *effects)) for following, effects in table[state].values())
 
 
+# Where somebody typed `cont` a source asks for a refusal before the right is back.
+NOT_STRAYED = {
+    state: {event: row for event, row in rows.items() if row[0] is not S.STRAYED}
+    for state, rows in SOURCE.items()
+}
 BEFORE = [
     (SOURCE, S.PREPARED, E.SEND_GO, Write(R.AWAY)),
     (SOURCE, S.PREPARED, E.MIGRATE_CONTINUE, Write(R.SWITCHING)),
     (SOURCE, S.PREPARED, E.RETURN_GUEST, Write(R.BACK)),
-    (SOURCE, S.PREPARED, E.SEND_REFUSE, Write(R.BACK)),
+    (NOT_STRAYED, S.PREPARED, E.SEND_REFUSE, Write(R.BACK)),
     (SOURCE, S.PREPARED, E.QUIT_QEMU, Write(R.PROVED)),
     (DESTINATION, D.PREPARED, E.RUN, Write(R.GO)),
     (DESTINATION, D.PREPARED, E.ANSWER_RUNNING, Write(R.RUNNING)),

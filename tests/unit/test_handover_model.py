@@ -14,33 +14,34 @@ from qmigrate.core.handover import (
     Record,
     Source,
     SourceEvent,
+    Word,
     Write,
 )
 from qmigrate.core.takeover import Look
-from tests.support.handover_world import AT_SWITCHOVER, DestinationStep, Rules, SourceStep, explore
+from tests.support.handover_world import REAL, explore
+from tests.support.handover_world_nouns import DestinationStep, Rules, SourceStep
 
 S, SE, D, DE, E, R = Source, SourceEvent, Destination, DestinationEvent, Effect, Record
 
-REAL = Rules(
-    handover.source_step,
-    handover.destination_step,
-    takeover.source_after,
-    takeover.destination_after,
+# Without what few defects need: the seeded ones are found in a fraction of the time.
+QUIET = REAL._replace(people_type=False, hosts_die=False, journals_vanish=False, words=frozenset())
+
+
+@pytest.mark.parametrize(
+    ("name", "rules", "states"),
+    [
+        ("the whole world", REAL, 180_000),
+        ("of agents and QEMUs", QUIET, 8_000),
+    ],
 )
-
-
-@pytest.mark.parametrize("faults", [0, 1])
 def test_no_interleaving_runs_two_copies_destroys_the_last_or_hangs(
-    faults: int, capsys: pytest.CaptureFixture[str]
+    name: str, rules: Rules, states: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = explore(REAL._replace(faults=faults))
+    found = explore(rules)
     with capsys.disabled():
-        print(
-            f"\n{found.states} states, {found.moves} moves, {faults} deaths or losses",
-            end=" ",
-        )
-    assert found.law is None, "\n".join(found.trace)
-    assert found.states > 20_000, "the world has become so small that it proves nothing"
+        print(f"\n{name}: {found.states} states, {found.moves} moves", end=" ")
+    assert found.law is None, f"{found.law}\n" + "\n".join(found.trace)
+    assert found.states > states, "the world has become so small that it proves nothing"
 
 
 def source_with(row: Source, event: SourceEvent, state: Source, *effects: Effect | Write) -> Rules:
@@ -49,7 +50,7 @@ def source_with(row: Source, event: SourceEvent, state: Source, *effects: Effect
     def step(at: Source, what: SourceEvent) -> tuple[Source, Effects]:
         return (state, effects) if (at, what) == (row, event) else handover.source_step(at, what)
 
-    return REAL._replace(source_step=step)
+    return QUIET._replace(source_step=step)
 
 
 def destination_with(
@@ -61,7 +62,7 @@ def destination_with(
         same = (at, what) == (row, event)
         return (state, effects) if same else handover.destination_step(at, what)
 
-    return REAL._replace(destination_step=step)
+    return QUIET._replace(destination_step=step)
 
 
 def without(effect: Effect | Write) -> Rules:
@@ -77,7 +78,7 @@ def without(effect: Effect | Write) -> Rules:
         state, effects = step(at, what)
         return state, tuple(e for e in effects if e != effect)
 
-    return REAL._replace(
+    return QUIET._replace(
         source_step=partial(source, handover.source_step),
         destination_step=partial(destination, handover.destination_step),
     )
@@ -95,6 +96,15 @@ def returning_takeover(record: Record, look: Look) -> tuple[Source, Effects]:
     return takeover.source_after(record, look)
 
 
+def blind_takeover(record: Record, look: Look) -> tuple[Source, Effects]:
+    return takeover.source_after(record, Look.COMPLETED if record is R.AWAY else look)
+
+
+def silent_source(at: Source, what: SourceEvent) -> tuple[Source, Effects]:
+    state, effects = handover.source_step(at, what)
+    return state, tuple(e for e in effects if e is not E.REPORT_UNKNOWN)
+
+
 def hanging_takeover(record: Record, look: Look) -> tuple[Source, Effects]:
     if (record, look) == (R.SWITCHING, Look.DECIDING):
         return S.SWITCHING, ()
@@ -106,6 +116,9 @@ TWO = "two running copies"
 OLD_HERE = "the source runs old memory"
 OLD_THERE = "the destination runs old memory"
 RIGHTS = "both hosts hold the right"
+SILENT = "nobody is told"
+IDLE = "nothing was lost, and it does not run by itself"
+LEFT_OVER = "what is left of the job can never go"
 
 DEFECTS: dict[str, tuple[Callable[[], Rules], tuple[str, ...]]] = {
     "the source resumes when no answer comes": (
@@ -118,7 +131,7 @@ DEFECTS: dict[str, tuple[Callable[[], Rules], tuple[str, ...]]] = {
     ),
     "GO is sent before away is durable": (
         lambda: source_with(S.SWITCHING, SE.QEMU_COMPLETED, S.AWAY, E.SEND_GO, Write(R.AWAY)),
-        ("GO was sent",),
+        ("GO is sent and",),
     ),
     "a cancel is granted after GO": (
         lambda: source_with(S.AWAY, SE.CANCEL, S.BACK, *BACK),
@@ -141,7 +154,7 @@ DEFECTS: dict[str, tuple[Callable[[], Rules], tuple[str, ...]]] = {
         ("a copy that ran is quit", "without the right"),
     ),
     "a loaded copy quits on its own": (
-        lambda: REAL._replace(loaded_copy_waits=False),
+        lambda: QUIET._replace(loaded_copy_waits=False),
         ("the last copy",),
     ),
     "the refusal is not durable": (
@@ -161,7 +174,7 @@ DEFECTS: dict[str, tuple[Callable[[], Rules], tuple[str, ...]]] = {
                 (S.AWAY, ()) if record is R.AWAY else takeover.source_after(record, look)
             ),
         ),
-        ("nothing can settle",),
+        (IDLE, LEFT_OVER),
     ),
     "the source quits before the destination has answered": (
         lambda: source_with(
@@ -170,15 +183,15 @@ DEFECTS: dict[str, tuple[Callable[[], Rules], tuple[str, ...]]] = {
         ("never seen to run",),
     ),
     "a new agent forwards a QEMU that nobody saw end": (
-        lambda: REAL._replace(source_after=forwarding_takeover),
+        lambda: QUIET._replace(source_after=forwarding_takeover),
         (OLD_THERE,),
     ),
     "a new agent resumes what is away": (
-        lambda: REAL._replace(source_after=returning_takeover),
+        lambda: QUIET._replace(source_after=returning_takeover),
         (TWO, RIGHTS, OLD_HERE),
     ),
     "a new agent trusts a verdict that the one before had recalled": (
-        lambda: REAL._replace(source_after=hanging_takeover),
+        lambda: QUIET._replace(source_after=hanging_takeover),
         (OLD_THERE,),
     ),
     "a refused cont proves to a new agent that the guest never ran": (
@@ -190,35 +203,93 @@ DEFECTS: dict[str, tuple[Callable[[], Rules], tuple[str, ...]]] = {
             E.ANSWER_RETURNED,
             E.QUIT_QEMU,
         ),
-        (TWO, RIGHTS, OLD_HERE, "a copy that ran is quit"),
+        (TWO, RIGHTS, OLD_HERE, "a copy that ran is quit", "the last copy"),
     ),
     "a source whose QEMU has gone waits for it to be returned": (
-        lambda: source_with(S.BACK, SE.QEMU_GONE, S.BACK),
-        ("nothing can settle",),
+        lambda: source_with(S.BACK, SE.QEMU_GONE, S.BACK)._replace(words=frozenset(Word)),
+        (LEFT_OVER,),
+    ),
+    "an agent is taken for dead, wakes and goes on: two hold the lock": (
+        lambda: QUIET._replace(stopped_is_killed=False),
+        (TWO, RIGHTS, OLD_HERE, "GO is sent and"),
+    ),
+    "the destination's QEMU starts by itself": (
+        lambda: QUIET._replace(twin_waits=False),
+        ("without the right",),
+    ),
+    "a destination whose journal is lost takes GO as if it were the first": (
+        lambda: QUIET._replace(journals_vanish=True, journal_is_needed=False),
+        (TWO, RIGHTS, OLD_HERE),
+    ),
+    "the source resumes when the destination has rebooted": (
+        lambda: source_with(S.AWAY, SE.NO_RECORD, S.BACK, *BACK)._replace(
+            hosts_die=True, words=frozenset((Word.NO_RECORD,))
+        ),
+        (OLD_HERE,),
+    ),
+    "the source resumes when a person says that the destination's host is dead": (
+        lambda: source_with(S.AWAY, SE.NO_RECORD, S.BACK, *BACK)._replace(
+            hosts_die=True, words=frozenset((Word.PEER_IS_DEAD,))
+        ),
+        (OLD_HERE,),
+    ),
+    "a loaded copy quits when its source's host is dead": (
+        lambda: destination_with(
+            D.PREPARED, DE.PEER_IS_DEAD, D.REFUSED, Write(R.REFUSED), E.QUIT_QEMU
+        )._replace(hosts_die=True, words=frozenset((Word.PEER_IS_DEAD,))),
+        ("the last copy",),
+    ),
+    "GO is sent again by an agent that has heard somebody's cont": (
+        lambda: source_with(S.AWAY, SE.QEMU_RUNS_ON, S.AWAY)._replace(people_type=True),
+        ("GO is sent by who has heard",),
+    ),
+    "a new agent sends GO again though somebody let its guest run": (
+        lambda: QUIET._replace(people_type=True, source_after=blind_takeover),
+        ("GO is sent by who has heard",),
+    ),
+    "a copy that somebody let run is quit on the destination": (
+        lambda: destination_with(D.PREPARED, DE.RUNS, D.PREPARED)._replace(people_type=True),
+        ("a copy that was seen to run is quit on the destination",),
+    ),
+    "a source that somebody let run is quit": (
+        lambda: source_with(S.STRAYED, SE.RUNNING, S.PROVED, Write(R.PROVED), E.QUIT_QEMU)._replace(
+            people_type=True
+        ),
+        ("a copy that was seen to run again is quit on the source",),
+    ),
+    "a cont that failed is not tried again": (
+        lambda: QUIET._replace(cont_is_repeated=False),
+        (IDLE,),
+    ),
+    "a refused cont is taken for an answer where nobody is left to take the guest back": (
+        lambda: QUIET._replace(last_copy_is_kept=False),
+        ("the last copy",),
+    ),
+    "nobody is told when no answer comes": (
+        lambda: QUIET._replace(source_step=silent_source),
+        (SILENT,),
+    ),
+    "RUN_HERE is said and is not true": (
+        lambda: QUIET._replace(words=frozenset(), lies=frozenset((Word.RUN_HERE,))),
+        (TWO, OLD_HERE, OLD_THERE, RIGHTS),
+    ),
+    "REFUSE is said and is not true": (
+        lambda: QUIET._replace(words=frozenset(), lies=frozenset((Word.REFUSE,))),
+        ("the last copy",),
     ),
 }
-
-
-NEED_A_FAULT = frozenset(
-    (
-        "the refusal is answered before it is durable",
-        "GO is sent once",
-        "a new agent forwards a QEMU that nobody saw end",
-        "a new agent resumes what is away",
-        "a new agent trusts a verdict that the one before had recalled",
-        "a refused cont proves to a new agent that the guest never ran",
-    )
-)  # an agent's death or a loss of the link
 
 
 @pytest.mark.parametrize("name", DEFECTS)
 def test_the_walk_finds_a_seeded_defect(name: str) -> None:
     make, laws = DEFECTS[name]
-    rules = make()
-    if name in NEED_A_FAULT:
-        found = explore(rules._replace(faults=1), AT_SWITCHOVER)
-    else:
-        found = explore(rules._replace(faults=0))
+    found = explore(make())
     assert found.law is not None, name
     assert any(law in found.law for law in laws), f"{found.law}\n" + "\n".join(found.trace)
     assert len(found.trace) > 2
+
+
+@pytest.mark.parametrize("word", [Word.NO_RECORD, Word.PEER_IS_DEAD])
+def test_two_of_the_words_cost_no_guest_even_where_they_are_not_true(word: Word) -> None:
+    found = explore(REAL._replace(people_type=False, lies=frozenset((word,))))
+    assert found.law in (None, LEFT_OVER), f"{found.law}\n" + "\n".join(found.trace)

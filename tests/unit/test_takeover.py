@@ -35,7 +35,8 @@ SOURCE = {
     (R.SWITCHING, Look.DECIDING): (S.RECALLING, ()),
     (R.SWITCHING, Look.COMPLETED): (S.LEFT, (E.SEND_ASK,)),
     (R.SWITCHING, Look.GONE): (S.MISSED, (E.REPORT_UNKNOWN, E.SEND_ASK)),
-    **{(R.AWAY, look): AWAY for look in Look},
+    **{(R.AWAY, look): AWAY for look in Look if look is not Look.RUNS_ON},
+    (R.AWAY, Look.RUNS_ON): (S.STRAYED, (E.REPORT_UNKNOWN, E.SEND_REFUSE)),  # somebody's cont
     **{(R.PROVED, look): PROVED for look in Look},
     **{(R.BACK, look): BACK for look in Look if look is not Look.GONE},
     (R.BACK, Look.GONE): (S.ENDED, (E.SEND_REFUSE, *OVER)),
@@ -57,6 +58,7 @@ def test_a_source_goes_on_from_its_record_and_its_qemu(record: Record, look: Loo
 
 
 RUNNING = (D.RUNNING, (E.ANNOUNCE, Write(R.RUNNING), E.ANSWER_RUNNING))
+STRAYED = (D.RUNNING, (Write(R.RUNNING), E.REPORT_UNKNOWN))  # by somebody's cont
 LOST = (D.LOST, (E.ANSWER_LOST, E.REPORT_UNKNOWN))
 AGAIN = (D.GO_AGAIN, (E.RUN,))
 REFUSED = (D.REFUSED, (E.ANSWER_REFUSED, E.QUIT_QEMU, E.CLEAN))
@@ -65,6 +67,7 @@ RETURNED = (D.RETURNED, (E.ANSWER_RETURNED, E.QUIT_QEMU, E.CLEAN))
 DESTINATION: list[tuple[Record, Look, RunState, bool, tuple[Destination, Effects]]] = [
     (R.PREPARED, Look.MIGRATING, RunState.INMIGRATE, True, (D.PREPARED, ())),
     (R.PREPARED, Look.RUNS_ON, RunState.PAUSED, True, (D.PREPARED, ())),
+    (R.PREPARED, Look.RUNS_ON, RunState.RUNNING, True, STRAYED),
     (R.PREPARED, Look.GONE, RunState.UNKNOWN, True, (D.REFUSED, (Write(R.REFUSED), *REFUSED[1]))),
     (R.GO, Look.RUNS_ON, RunState.PAUSED, True, AGAIN),
     (R.GO, Look.RUNS_ON, RunState.RUNNING, True, RUNNING),
