@@ -4,6 +4,7 @@ Run on the lab's client, ``python -m tests.support.asking WHAT …``; prints one
 answered or the problem::
 
     tell JOB HOST WORD              TellJob
+    cancel JOB HOST                 CancelJob
     list HOST                       ListJobs
     carry JOB SOURCE DESTINATION    until the agents have a link or the job is over
     revive JOB DEAD LIVING          ReviveJob and RekeyJob, with new keys; then each is pointed
@@ -18,7 +19,7 @@ from typing import Any
 import trio
 
 from qmigrate.agent.protocol import codec
-from qmigrate.agent.requests import ListJobs, PointJob, RekeyJob, ReviveJob, TellJob
+from qmigrate.agent.requests import CancelJob, ListJobs, PointJob, RekeyJob, ReviveJob, TellJob
 from qmigrate.controller.carry import carry
 from qmigrate.controller.inventory import load
 from qmigrate.controller.keys import make_keys
@@ -30,7 +31,9 @@ from qmigrate.core.model import Side
 
 async def _ask(what: str, words: list[str]) -> Any:
     job = words[0] if what != "list" else ""
-    hosts = words[:1] if what == "list" else words[1:2] if what == "tell" else words[1:3]
+    hosts = (
+        words[:1] if what == "list" else words[1:2] if what in ("tell", "cancel") else words[1:3]
+    )
     inventory = load()
     async with open_agents([inventory.host(host) for host in hosts]) as opened:
         agents = []
@@ -41,6 +44,8 @@ async def _ask(what: str, words: list[str]) -> Any:
         match what:
             case "tell":
                 return await agents[0].call(TellJob(job, Word(words[2])))
+            case "cancel":
+                return await agents[0].call(CancelJob(job))
             case "list":
                 return await agents[0].call(ListJobs())
             case "carry":

@@ -16,10 +16,9 @@ BRIDGE = "br0"
 ASK_DEADLINE_S = 60.0  # for a login, an agent's start and all that it waits for, on a busy machine
 
 
-def start(faulty: Faulty, *more: str) -> None:
+def start(faulty: Faulty) -> None:
     """Start the tiny guest and wait until it lives."""
-    guest = faulty.tiny() if not more else faulty.site.tiny("tiny1", *more)
-    faulty.site.start(guest)
+    faulty.site.start(faulty.tiny())
     faulty.before = faulty.site.await_life("tiny1")
 
 
