@@ -48,6 +48,10 @@ def take(key: str, job: str) -> int:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            if _is_only_looked_at(descriptor):
+                os.close(descriptor)
+                os.sched_yield()  # a look takes microseconds
+                continue
             holder = os.pread(descriptor, 64, 0).decode(errors="replace") or "another job"
             os.close(descriptor)
             raise HostError(
@@ -59,6 +63,15 @@ def take(key: str, job: str) -> int:
             os.pwrite(descriptor, job.encode(), 0)
             return descriptor
         os.close(descriptor)  # its last holder removed it meanwhile
+
+
+def _is_only_looked_at(descriptor: int) -> bool:
+    """Say whether no job holds the lock, but somebody like `is_held` for a moment."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def is_held(key: str) -> bool:

@@ -1,6 +1,7 @@
 """What is left when agents are gone for good: told in words, removed where it serves nobody."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from qmigrate.lab.guests import guest_uuid
 from tests.support.faulting import Faulty, agents, kill
-from tests.support.moving import Moved, Site
+from tests.support.moving import HOSTS, SLOWLY, Moved, Site
 
 pytestmark = pytest.mark.fault
 
@@ -99,6 +100,15 @@ def test_leftovers_go_and_a_running_guest_keeps_all_it_lives_on(faulty: Faulty) 
 
     again = cleanup(site, "beta", "--yes")
     assert (again.code, again.result["things"]) == (0, [])
+
+    make_by_hand(site, "beta")
+    cut = site.begin("cleanup", "beta", "--yes", "--json")
+    cut.process.kill()  # wherever it is
+    cut.finish()
+    site.settle()
+    assert cleanup(site, "beta", "--yes").code == 0
+    assert cleanup(site, "beta", "--dry-run").result["things"] == []
+
     assert not site.memory(NAME).problem
     assert site.copy(NAME).state == "running"
     assert site.migrate(NAME, "alpha").code == 0  # nothing that it needs has gone
@@ -167,6 +177,54 @@ def test_a_twin_that_was_refused_for_good_is_ended_with_all_it_lived_on(faulty: 
     assert cleanup(site, "beta", "--yes").result["things"] == []
     assert not site.memory(NAME, before=faulty.before).problem
     faulty.assert_never_two()
+
+
+def test_a_live_move_is_told_by_its_agents_and_cancelled_by_its_guests_name(faulty: Faulty) -> None:
+    site = faulty.site
+    site.start(site.slow(NAME, seconds=30, memory_mib=512))
+    site.await_life(NAME)
+    moving = site.begin("migrate", NAME, "beta", "--from", "alpha", "--json", *SLOWLY)
+    moving.until_phase("copy")
+    [row] = status(site)["jobs"]
+    assert row["standing"] == "its memory is being copied, the guest is on alpha"
+    assert row["next_step"] == f"qmigrate watch {row['job']}@alpha"
+    assert [side["linked"] for side in row["sides"]] == [True, True]
+    for host in HOSTS:
+        assert cleanup(site, host, "--yes").result["things"] == []
+    told = site.run("cancel", NAME, "--json")
+    assert (told.code, told.result["outcome"]) == (6, "cancelled")
+    assert moving.finish().code == 6
+    assert site.copy(NAME).state == "running"
+    site.settle()
+    assert site.jobs("alpha") == site.jobs("beta") == []
+
+
+def test_old_logs_go_and_those_of_a_guest_that_lives_here_stay(faulty: Faulty) -> None:
+    site = faulty.site
+    site.start(faulty.tiny())
+    assert site.migrate(NAME, "beta", "--from", "alpha").code == 0
+    site.settle()
+    logs = site.path("beta", "/var/log/qmigrate")
+    [mine] = [at.name for at in logs.iterdir() if (at / "qemu.log").exists() and lives(site, at)]
+    for job in ("gone-0000aa", mine):
+        (logs / job).mkdir(exist_ok=True)
+        (logs / job / "agent.log").write_text("said\n")
+        for path in (*(logs / job).iterdir(), logs / job):
+            os.utime(path, (0, 0))
+    assert ("log", mine) not in things(cleanup(site, "beta", "--logs", "30", "--dry-run"))
+    with (logs / mine / "qemu.log").open("ab") as words:
+        words.write(b"x" * (17 << 20))
+    done = cleanup(site, "beta", "--logs", "30", "--yes")
+    assert {("log", "gone-0000aa"), ("words", mine)} <= things(done)
+    assert (done.code, (logs / "gone-0000aa").exists()) == (0, False)
+    assert (logs / mine / "qemu.log").stat().st_size < 1 << 20
+    assert site.copy(NAME).state == "running"
+
+
+def lives(site: Site, logs: Path) -> bool:
+    """Tell whether the guest's QEMU writes into these logs."""
+    [copy] = site.qemus(NAME)
+    return Path(f"/proc/{copy.pid}/fd/2").samefile(logs / "qemu.log")
 
 
 def test_a_job_is_watched_and_cancelled_by_its_guests_name(faulty: Faulty) -> None:

@@ -16,6 +16,7 @@ from qmigrate.agent.journal import VERSION, Entry, Journal
 from qmigrate.agent.requests import ListJobs
 from qmigrate.agent.server import AgentContext, Shared
 from qmigrate.core.belongings import BareJob, LockFile
+from qmigrate.core.errors import HostError
 from qmigrate.core.handover import Record
 from qmigrate.core.job import JobReport, Outcome
 from qmigrate.core.model import RunState, Side
@@ -131,6 +132,25 @@ def test_a_job_is_worked_at_while_a_lock_that_names_it_is_held(run: Path) -> Non
         assert holdings.read_jobs()[0][0].worked_at
     finally:
         os.close(descriptor)
+
+
+def test_a_look_at_a_lock_keeps_no_job_from_taking_it(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = run / "locks" / "guest-6f2c"
+    path.write_text("")
+    monkeypatch.setattr(locks, "secure_directory", lambda path, **_: Path(path))
+    looker = os.open(path, os.O_RDONLY)
+    locks.fcntl.flock(looker, locks.fcntl.LOCK_SH)
+    looks = [looker]
+    monkeypatch.setattr(os, "sched_yield", lambda: os.close(looks.pop()))
+    taken = locks.take("guest-6f2c", "web1-0000aa")
+    try:
+        assert looks == []  # it waited for the look to end
+        with pytest.raises(HostError, match="already in job web1-0000aa"):
+            locks.take("guest-6f2c", "web1-0000bb")
+    finally:
+        locks.remove("guest-6f2c", taken)
 
 
 def test_a_host_on_which_we_never_were_has_nothing(
