@@ -134,6 +134,7 @@ class Mark:
     end: End
     home: Home
     manner: Manner
+    isolated: bool
     tag: Tag
 
 
@@ -153,7 +154,7 @@ class Tunnel:
     udp_port: int | None = None
     mtu_bytes: int | None = None
     manner: Manner | None = None
-    isolated: bool | None = None
+    isolated: bool | None = None  # as was asked for; only a home end's port has the flag
     port: str | None = None
     bridge: str | None = None  # that the port is in
     guests: tuple[str, ...] = ()  # whose claims it carries
@@ -212,7 +213,7 @@ def alias_of(spec: TunnelSpec, part: Part) -> str:
     owner, job = (quote(word, safe="") for word in (spec.tag.owner, spec.tag.job))
     return (
         f"{OUR_ALIAS}tunnel={spec.id} part={part} end={spec.end} home={spec.home} "
-        f"manner={spec.manner} owner={owner} job={job}"
+        f"manner={spec.manner} isolated={spec.isolated:d} owner={owner} job={job}"
     )
 
 
@@ -230,6 +231,7 @@ def mark_of(alias: str | None) -> Mark | None:
             end=End(words["end"]),
             home=parse_home(words["home"]),
             manner=Manner(words["manner"]),
+            isolated=words["isolated"] == "1",
             tag=Tag(unquote(words["owner"]), unquote(words["job"])),
         )
     except (KeyError, ValueError, UsageError):

@@ -6,17 +6,20 @@ there is read from netlink every time; nothing is remembered elsewhere.
 A cancelled call has happened whole or not at all: the thread of `netsetup.rtnl` carries it out.
 """
 
+import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
+
+import trio
 
 from netsetup.choice import Ability
 from netsetup.errors import HostError, NetsetupError, UsageError
 from netsetup.gretap import GRETAP
 from netsetup.homes import Home
 from netsetup.kernel_tunnel import Carried, Parts
-from netsetup.links import IFF_UP, port_of
+from netsetup.links import IFF_UP, BridgePort, port_of
 from netsetup.links import bridge_of as read_bridge
 from netsetup.mtu import Manner
 from netsetup.rtnl import Rtnl
@@ -33,6 +36,9 @@ from netsetup.tunnel_build import (
 )
 from netsetup.tunnel_spec import Address, End, Mark, Part, Tunnel, TunnelSpec, spec_of
 from netsetup.vxlan import VXLAN
+
+CARRIER_S = 1.5  # the kernel tells of a link that came up within a second (net/core/link_watch.c)
+_RTMGRP_LINK = 1
 
 KINDS: Mapping[tuple[str, str], Kind] = MappingProxyType(
     {(kind.kind, kind.backend): kind for kind in (VXLAN, GRETAP)}
@@ -63,10 +69,14 @@ async def create(rtnl: Rtnl, spec: TunnelSpec, *, backend: str = "kernel") -> Ma
     others need it otherwise, `RefusedError`; then nothing that was not there before is.
     """
     kind = kind_for(spec.kind, backend)
-    mended, tunnel = await rtnl.run(
-        f"make the tunnel to {spec.remote}", lambda ip: _create(ip, spec, kind)
-    )
-    return Made(tunnel, tuple(mended))
+    with _link_events() as events:
+        mended = await rtnl.run(
+            f"make the tunnel to {spec.remote}", lambda ip: create_end(ip, spec, kind, _kind_of)
+        )
+        with trio.move_on_after(CARRIER_S):
+            while _waits_for_carrier(await rtnl.bridge_port(spec.name(Part.PORT))):
+                await events.recv(1 << 16)
+    return Made(await describe(rtnl, spec.id), tuple(mended))
 
 
 async def list_tunnels(rtnl: Rtnl) -> tuple[Tunnel, ...]:
@@ -157,12 +167,16 @@ def _read(parts: Parts) -> tuple[Carried | None, Kind | None]:
     return None, None
 
 
-def _create(ip: Any, spec: TunnelSpec, kind: Kind) -> tuple[list[str], Tunnel]:
-    mended = create_end(ip, spec, kind, _kind_of)
-    made = find(ip).get(spec.id)
-    if made is None or made.mark is None:
-        raise HostError(f"the tunnel {spec.id} was made, and somebody else has removed it")
-    return mended, _describe(ip, made, made.mark)
+def _link_events() -> trio.socket.SocketType:
+    """Return a socket that is told of every change of an interface here."""
+    plain = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+    plain.bind((0, _RTMGRP_LINK))
+    return trio.socket.from_stdlib_socket(plain)
+
+
+def _waits_for_carrier(port: BridgePort | None) -> bool:
+    """Whether the bridge has not yet been told that the port, which is up, has a carrier."""
+    return port is not None and port.state == "disabled"
 
 
 def _list(ip: Any) -> tuple[Tunnel, ...]:
@@ -214,12 +228,14 @@ def _describe(ip: Any, found: Found, mark: Mark) -> Tunnel:
         udp_port=carried.udp_port if carried else None,
         mtu_bytes=port.get("mtu") if port is not None else None,
         manner=mark.manner,
-        isolated=isolated,
+        isolated=mark.isolated,
         port=port.get("ifname") if port is not None else None,
         bridge=master,
         guests=claims(parts, found.id),
         taps=tenants(ip, parts),
     )
+    if tunnel.end is End.HOME and isolated is not None and isolated != mark.isolated:
+        problems.append(f"its port is {'' if isolated else 'not '}isolated")
     problems += _wanting(tunnel, parts, kind)
     notes = ["what it carries is not encrypted"]
     if tunnel.manner is Manner.FRAGMENTS:
@@ -241,8 +257,6 @@ def _wanting(tunnel: Tunnel, parts: Parts, kind: Kind | None) -> list[str]:
         return [*problems, "parts of it are missing"]
     if tunnel.bridge != spec.bridge:
         problems.append(f"its port is not in {spec.bridge}")
-    elif tunnel.end is End.HOME and not tunnel.isolated:
-        problems.append("its port is not isolated")
     if kind.unguarded(spec, parts):
         problems.append("filters against strangers and BPDUs are missing")
     return problems

@@ -37,9 +37,11 @@ _T = TypeVar("_T")
 _EXAMPLES = """\
 examples:
   on alpha, where the guest was born on br0:
-    netsetup tunnel create --end home --home alpha/br0 --local 10.1.0.2 --remote 10.2.0.2 --guest web1
+    netsetup tunnel create --end home --home alpha/br0 --guest web1 \\
+        --local 10.1.0.2 --remote 10.2.0.2
   on gamma, where it goes; its tap belongs into the private bridge that this names:
-    netsetup tunnel create --end away --home alpha/br0 --local 10.2.0.2 --remote 10.1.0.2 --guest web1
+    netsetup tunnel create --end away --home alpha/br0 --guest web1 \\
+        --local 10.2.0.2 --remote 10.1.0.2
   netsetup tunnel list --json > alpha.json
         what is here, found in the kernel alone
   netsetup tunnel list --beside alpha.json

@@ -11,6 +11,7 @@ segment is 192.0.2.0/24 and 2001:db8::/64.
 """
 
 import fcntl
+import json
 import os
 import select
 import socket
@@ -167,10 +168,15 @@ def _sum(octets: bytes) -> int:
 
 def nothing_left(place: Namespace) -> dict[str, list[str]]:
     """Return what a tunnel could leave on a host: links, filters, entries, rules."""
-    links = place.run("ip", "-o", "link", "show").splitlines()
-    names = [line.split(": ")[1].split("@")[0] for line in links]
+    # Not all of `ip link`: states and carriers of what was just made settle by themselves.
+    links = json.loads(place.run("ip", "-j", "link", "show"))
+    settled = ("ifindex", "ifname", "address", "mtu", "master", "ifalias", "group", "altnames")
+    names = [link["ifname"] for link in links]
     shown = {
-        "links": [" ".join(w for w in line.split() if not w.startswith("state")) for line in links],
+        "links": [
+            " ".join(f"{key}={link.get(key)}" for key in settled) + f" up={'UP' in link['flags']}"
+            for link in links
+        ],
         "addresses": place.run("ip", "-o", "address", "show").splitlines(),
         "routes": place.run("ip", "route", "show", "table", "all").splitlines(),
         "fdb": [
