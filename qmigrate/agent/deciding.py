@@ -11,6 +11,7 @@ from qmigrate.core.handover import (
     Effect,
 )
 from qmigrate.core.model import RUNS, RunState
+from qmigrate.core.takeover import HAS_RUN
 
 if TYPE_CHECKING:
     from qmigrate.agent.destination import DestinationAgent
@@ -65,24 +66,31 @@ async def look(agent: "DestinationAgent") -> None:
 
 
 async def run_guest(agent: "DestinationAgent") -> None:
-    """Run the guest, or leave it as it was with its images ours."""
+    """Run the guest, or leave it as it was with its images ours.
+
+    A first `cont` that is refused gives it back, unless it has run by somebody else's, or there is
+    no copy that it could be given back to: then, as where nothing is known, it is tried again.
+    """
     if agent.qemu is None:
         return
     try:
-        if not agent.run_it:
-            await agent.qemu.qemu.blockdev_set_active(active=True)
-            agent.post(DE.RUNS)
-            return
-        agent.mark("cont")
-        await agent.qemu.qemu.cont()
-        agent.mark("cont answered")
+        await _begin(agent)
     except CommandError as exc:
-        agent.post(DE.CONT_REFUSED, exc.problem)
+        if agent.state is D.GO and not (agent.alone or agent.resumed.is_set()):
+            agent.post(DE.CONT_REFUSED, exc.problem)
+            return
+        known = DE.CONT_REFUSED if agent.state is D.GO_AGAIN else DE.CONT_UNKNOWN
+        agent.post(known, exc.problem)
+        agent.nursery.start_soon(seek_running, agent)
         return
     except MonitorError as exc:
         agent.post(DE.CONT_UNKNOWN, exc.problem)
         agent.nursery.start_soon(seek_running, agent)
         return
+    if not agent.run_it:
+        agent.post(DE.RUNS)
+        return
+    agent.mark("cont answered")
     with trio.move_on_after(agent.spec.patience.resume_s):
         await agent.resumed.wait()
     try:
@@ -99,13 +107,30 @@ async def run_guest(agent: "DestinationAgent") -> None:
         agent.nursery.start_soon(seek_running, agent)
 
 
+async def _begin(agent: "DestinationAgent") -> None:
+    """Give the guest its images, and let it run if it is to; the right is here by now."""
+    if agent.qemu is None:
+        return
+    if not agent.run_it:
+        await agent.qemu.qemu.blockdev_set_active(active=True)
+        return
+    agent.mark("cont")
+    await agent.qemu.qemu.cont()
+
+
 async def seek_running(agent: "DestinationAgent") -> None:
-    """Ask again until QEMU says what came of cont."""
-    while agent.state in (D.GO, D.GO_AGAIN):
+    """Ask again, and tell it again to run, until QEMU says what came of it."""
+    while agent.qemu is not None and agent.state in (D.GO, D.GO_AGAIN):
         await trio.sleep(1.0)
         try:
-            if agent.qemu and await agent.qemu.qemu.status() in RUNS:
-                agent.post(DE.RUNS)
-                return
-        except MonitorError:
+            state = await agent.qemu.qemu.status()
+            has_run = agent.resumed.is_set() or state in RUNS or (agent.run_it and state in HAS_RUN)
+            if not has_run:
+                await _begin(agent)
+                if agent.run_it:
+                    continue  # it is seen to run the next time round
+            agent.post(DE.RUNS)
+        except MonitorError as exc:
+            agent.say(f"the guest does not run yet: {exc}")
             continue
+        return

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 S, SE, E = Source, SourceEvent, Effect
 
+RETURN_INTERVAL_S = 1.0  # between attempts to bring back a guest that QEMU does not let run
+
 
 async def quit_qemu(agent: "SourceAgent") -> None:
     """End the source's QEMU; the destination is proved, so nothing but its end is wanted."""
@@ -58,25 +60,42 @@ async def quit_qemu(agent: "SourceAgent") -> None:
 
 
 async def return_guest(agent: "SourceAgent") -> None:
-    """Bring the guest back to the state it had, then the parameters it had."""
+    """Bring the guest back to the state it had, then the parameters it had.
+
+    What is refused, as `cont` is while another holds an image's lock, is said and tried again.
+    """
     if agent.qemu.has_ended():
         agent.post(SE.QEMU_GONE)  # where its end was no reason to act, it was not kept
         return
     if not agent.qemu.opened:  # it could never be spoken to, so nothing was done to it
         agent.post(SE.RETURNED_HERE)
         return
-    try:
-        looked = await agent.qemu.look()
-        how = how_to_return(looked.state, agent.had, stopped_by_us=agent.stopped_by_us)
-        if how is Return.CONT:
-            await agent.qemu.qemu.cont()
-        elif how is Return.ACTIVATE:
-            await agent.qemu.qemu.blockdev_set_active(active=True)
-        await agent.preparation.forget_socket()
-        await agent.qemu.restore()
-        agent.post(SE.RETURNED_HERE)
-    except MonitorError as exc:
-        agent.post(SE.QEMU_GONE if agent.qemu.has_ended() else SE.STUCK, exc.problem)
+    is_said = False
+    while True:
+        try:
+            await _bring_back(agent)
+        except MonitorError as exc:
+            if agent.qemu.has_ended():
+                agent.post(SE.QEMU_GONE, exc.problem)
+                return
+            if not is_said:
+                agent.post(SE.STUCK, exc.problem)
+            is_said = True
+            await trio.sleep(RETURN_INTERVAL_S)
+        else:
+            agent.post(SE.RETURNED_HERE)
+            return
+
+
+async def _bring_back(agent: "SourceAgent") -> None:
+    looked = await agent.qemu.look()
+    how = how_to_return(looked.state, agent.had, stopped_by_us=agent.stopped_by_us)
+    if how is Return.CONT:
+        await agent.qemu.qemu.cont()
+    elif how is Return.ACTIVATE:
+        await agent.qemu.qemu.blockdev_set_active(active=True)
+    await agent.preparation.forget_socket()
+    await agent.qemu.restore()
 
 
 async def announce(agent: "SourceAgent") -> None:

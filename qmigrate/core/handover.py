@@ -81,6 +81,12 @@ def _stay(state: StrEnum, *effects: Effect) -> tuple[StrEnum, Effects]:
     return state, effects
 
 
+def _unmoved(state: StrEnum, *events: StrEnum) -> Row:
+    """Return rows for events that may come in `state`, and change nothing."""
+    nothing: tuple[StrEnum, Effects] = (state, ())
+    return dict.fromkeys(events, nothing)
+
+
 SOURCE: dict[Source, Row] = {
     S.PREPARED: {
         SE.START: (S.COPYING, (E.MIGRATE,)),
@@ -89,8 +95,8 @@ SOURCE: dict[Source, Row] = {
         SE.QEMU_RUNS_ON: _BACK,
         SE.QEMU_COMPLETED: _stay(S.PREPARED),  # of an earlier move: ours has not begun
         SE.QEMU_GONE: _ENDED,
-        SE.CONNECTED: _stay(S.PREPARED),
         SE.REFUSED: _BACK,
+        **_unmoved(S.PREPARED, SE.CONNECTED),
     },
     S.COPYING: {
         SE.PRE_SWITCHOVER: (S.HELD, (E.CHECK,)),
@@ -100,7 +106,7 @@ SOURCE: dict[Source, Row] = {
         SE.QEMU_COMPLETED: (S.LEFT, (E.SEND_ASK,)),  # somebody else let it go on
         SE.QEMU_GONE: _ENDED,
         SE.REFUSED: _CANCEL,
-        SE.CONNECTED: _stay(S.COPYING),
+        **_unmoved(S.COPYING, SE.CONNECTED),
     },
     S.HELD: {
         SE.CHECKED: (S.SWITCHING, (Write(R.SWITCHING), E.MIGRATE_CONTINUE)),
@@ -111,7 +117,7 @@ SOURCE: dict[Source, Row] = {
         SE.QEMU_GONE: _ENDED,
         SE.REFUSED: _CANCEL,
         SE.PRE_SWITCHOVER: _stay(S.HELD),  # said again after the monitor was opened again
-        SE.CONNECTED: _stay(S.HELD),
+        **_unmoved(S.HELD, SE.CONNECTED),
     },
     S.CANCELLING: {
         SE.QEMU_RUNS_ON: _BACK,
@@ -119,13 +125,9 @@ SOURCE: dict[Source, Row] = {
         SE.QEMU_COMPLETED: _BACK,
         # migrate-continue was never given: all that there is of the guest was here.
         SE.QEMU_GONE: _ENDED,
-        SE.PRE_SWITCHOVER: _stay(S.CANCELLING),
-        SE.CANCEL: _stay(S.CANCELLING),
-        SE.GIVE_UP: _stay(S.CANCELLING),
-        SE.REFUSED: _stay(S.CANCELLING),
-        SE.CONNECTED: _stay(S.CANCELLING),
-        SE.CHECKED: _stay(S.CANCELLING),
         SE.STUCK: _stay(S.CANCELLING, E.REPORT_UNKNOWN),
+        **_unmoved(S.CANCELLING, SE.PRE_SWITCHOVER, SE.CANCEL, SE.GIVE_UP, SE.REFUSED),
+        **_unmoved(S.CANCELLING, SE.CONNECTED, SE.CHECKED),
     },
     S.SWITCHING: {
         SE.QEMU_COMPLETED: _AWAY,
@@ -137,30 +139,20 @@ SOURCE: dict[Source, Row] = {
         # QEMU's verdict decides: what the link says meanwhile is no reason to act. It may say that
         # the guest runs there, if a person has let it: that is said again when it is asked for.
         SE.GIVE_UP: _stay(S.SWITCHING),
-        SE.REFUSED: _stay(S.SWITCHING),
-        SE.RUNNING: _stay(S.SWITCHING),
-        SE.RETURNED: _stay(S.SWITCHING),
-        SE.LOST: _stay(S.SWITCHING),
-        SE.CONNECTED: _stay(S.SWITCHING),
-        SE.CHECKED: _stay(S.SWITCHING),
-        SE.PRE_SWITCHOVER: _stay(S.SWITCHING),
         # Its images may be inactive, but no GO was sent: a cancelled switchover is still ours.
         SE.STUCK: (S.RECALLING, (E.MIGRATE_CANCEL,)),
+        **_unmoved(S.SWITCHING, SE.REFUSED, SE.RUNNING, SE.RETURNED, SE.LOST, SE.CONNECTED),
+        **_unmoved(S.SWITCHING, SE.CHECKED, SE.PRE_SWITCHOVER),
     },
     S.RECALLING: {
         SE.QEMU_COMPLETED: _AWAY,
         SE.QEMU_RUNS_ON: _BACK,
         SE.QEMU_GONE: _MISSED,
         SE.CANCEL: _stay(S.RECALLING, E.ANSWER_DECIDING),
-        SE.GIVE_UP: _stay(S.RECALLING),
-        SE.REFUSED: _stay(S.RECALLING),
-        SE.RUNNING: _stay(S.RECALLING),
-        SE.RETURNED: _stay(S.RECALLING),
-        SE.LOST: _stay(S.RECALLING),
-        SE.CONNECTED: _stay(S.RECALLING),
-        SE.CHECKED: _stay(S.RECALLING),
         SE.PRE_SWITCHOVER: _stay(S.RECALLING, E.MIGRATE_CANCEL),
         SE.STUCK: _stay(S.RECALLING, E.MIGRATE_CANCEL, E.REPORT_UNKNOWN),
+        **_unmoved(S.RECALLING, SE.GIVE_UP, SE.REFUSED, SE.RUNNING, SE.RETURNED, SE.LOST),
+        **_unmoved(S.RECALLING, SE.CONNECTED, SE.CHECKED),
     },
     S.MISSED: {
         # It never had everything, or has thrown it away unrun: nothing is left of the guest.
@@ -173,11 +165,8 @@ SOURCE: dict[Source, Row] = {
         SE.RETURNED: _ENDED,
         SE.CONNECTED: _stay(S.MISSED, E.SEND_ASK),
         SE.CANCEL: _stay(S.MISSED, E.ANSWER_DECIDING),
-        SE.GIVE_UP: _stay(S.MISSED),
-        SE.STUCK: _stay(S.MISSED),
-        SE.CHECKED: _stay(S.MISSED),
-        SE.QEMU_GONE: _stay(S.MISSED),
         SE.RUN_HERE: _ENDED,  # nor will it ever there: nothing is left of the guest
+        **_unmoved(S.MISSED, SE.GIVE_UP, SE.STUCK, SE.CHECKED, SE.QEMU_GONE),
     },
     S.LEFT: {
         SE.LOADED: _AWAY,
@@ -190,11 +179,9 @@ SOURCE: dict[Source, Row] = {
         SE.NO_ANSWER: _BACK,
         SE.QEMU_GONE: _AWAY,
         SE.QEMU_RUNS_ON: _BACK,  # somebody typed `cont`, and no GO was ever sent
-        SE.QEMU_COMPLETED: _stay(S.LEFT),
         SE.CONNECTED: _stay(S.LEFT, E.SEND_ASK),
         SE.CANCEL: _BACK,
-        SE.GIVE_UP: _stay(S.LEFT),
-        SE.CHECKED: _stay(S.LEFT),
+        **_unmoved(S.LEFT, SE.QEMU_COMPLETED, SE.GIVE_UP, SE.CHECKED),
     },
     S.AWAY: {
         SE.RUNNING: _PROVED,
@@ -204,15 +191,12 @@ SOURCE: dict[Source, Row] = {
         SE.NO_ANSWER: _stay(S.AWAY, E.REPORT_UNKNOWN),
         SE.NO_RECORD: _stay(S.AWAY, E.REPORT_UNKNOWN),
         SE.QEMU_GONE: _stay(S.AWAY),  # the answer to GO still decides, and is still wanted
-        SE.QEMU_COMPLETED: _stay(S.AWAY),
         SE.QEMU_RUNS_ON: _STRAYED,
         SE.CANCEL: _stay(S.AWAY, E.ANSWER_DECIDING),
-        SE.GIVE_UP: _stay(S.AWAY),
-        SE.STUCK: _stay(S.AWAY),
-        SE.CHECKED: _stay(S.AWAY),
         SE.LOADED: _stay(S.AWAY, E.SEND_GO),
         SE.LOST: _stay(S.AWAY, E.REPORT_UNKNOWN),
         SE.RUN_HERE: _BACK_AFTER_GO,  # old memory on disks that may be newer: a person has said so
+        **_unmoved(S.AWAY, SE.QEMU_COMPLETED, SE.GIVE_UP, SE.STUCK, SE.CHECKED),
     },
     S.STRAYED: {
         SE.REFUSED: _BACK_AFTER_GO,
@@ -226,90 +210,54 @@ SOURCE: dict[Source, Row] = {
         SE.LOADED: _stay(S.STRAYED, E.SEND_REFUSE),
         SE.CONNECTED: _stay(S.STRAYED, E.SEND_REFUSE),
         SE.QEMU_GONE: (S.AWAY, (E.SEND_ASK,)),  # that choice, perhaps
-        SE.QEMU_RUNS_ON: _stay(S.STRAYED),
-        SE.QEMU_COMPLETED: _stay(S.STRAYED),
         SE.CANCEL: _stay(S.STRAYED, E.ANSWER_DECIDING),
-        SE.GIVE_UP: _stay(S.STRAYED),
-        SE.STUCK: _stay(S.STRAYED),
-        SE.CHECKED: _stay(S.STRAYED),
+        **_unmoved(S.STRAYED, SE.QEMU_RUNS_ON, SE.QEMU_COMPLETED, SE.GIVE_UP, SE.STUCK, SE.CHECKED),
     },
     S.PROVED: {
         SE.QUIT: _DONE,
         SE.QEMU_GONE: _DONE,
-        SE.QEMU_COMPLETED: _stay(S.PROVED),
         SE.QEMU_RUNS_ON: _stay(S.PROVED),  # let run after the destination was proved: it is quit
-        SE.RUNNING: _stay(S.PROVED),
-        SE.LOADED: _stay(S.PROVED),
         SE.CONNECTED: _stay(S.PROVED, E.SEND_ASK),  # a new agent does not know when it ran
         SE.CANCEL: _stay(S.PROVED, E.ANSWER_DECIDING),
-        SE.GIVE_UP: _stay(S.PROVED),
-        SE.NO_ANSWER: _stay(S.PROVED),
-        SE.CHECKED: _stay(S.PROVED),
         SE.STUCK: _stay(S.PROVED, E.REPORT_UNKNOWN),
+        **_unmoved(S.PROVED, SE.QEMU_COMPLETED, SE.RUNNING, SE.LOADED, SE.GIVE_UP, SE.NO_ANSWER),
+        **_unmoved(S.PROVED, SE.CHECKED),
     },
     S.BACK: {
         SE.RETURNED_HERE: _RESTORED,
         SE.QEMU_GONE: (S.ENDED, _AT_THE_END),
-        SE.QEMU_RUNS_ON: _stay(S.BACK),
-        SE.QEMU_COMPLETED: _stay(S.BACK),
-        SE.PRE_SWITCHOVER: _stay(S.BACK),
-        SE.REFUSED: _stay(S.BACK),
-        SE.RETURNED: _stay(S.BACK),
         SE.LOADED: _stay(S.BACK, E.SEND_REFUSE),
         # Only a person can have brought that about: it may be there twice.
         SE.RUNNING: _stay(S.BACK, E.REPORT_UNKNOWN),
         SE.LOST: _stay(S.BACK, E.REPORT_UNKNOWN),
         SE.CONNECTED: _stay(S.BACK, E.SEND_REFUSE),
-        SE.CANCEL: _stay(S.BACK),
-        SE.GIVE_UP: _stay(S.BACK),
-        SE.NO_ANSWER: _stay(S.BACK),
-        SE.NO_RECORD: _stay(S.BACK),
-        SE.CHECKED: _stay(S.BACK),
         SE.STUCK: _stay(S.BACK, E.REPORT_UNKNOWN),
+        **_unmoved(S.BACK, SE.QEMU_RUNS_ON, SE.QEMU_COMPLETED, SE.PRE_SWITCHOVER, SE.REFUSED),
+        **_unmoved(S.BACK, SE.RETURNED, SE.CANCEL, SE.GIVE_UP, SE.NO_ANSWER, SE.NO_RECORD),
+        **_unmoved(S.BACK, SE.CHECKED),
     },
     S.RESTORED: {
         SE.CONNECTED: _stay(S.RESTORED, E.SEND_FINISH),  # it may not have heard
         SE.RUNNING: _stay(S.RESTORED, E.REPORT_UNKNOWN),
         SE.LOST: _stay(S.RESTORED, E.REPORT_UNKNOWN),
-        SE.QEMU_GONE: _stay(S.RESTORED),
-        SE.QEMU_RUNS_ON: _stay(S.RESTORED),
-        SE.QEMU_COMPLETED: _stay(S.RESTORED),
-        SE.PRE_SWITCHOVER: _stay(S.RESTORED),
-        SE.REFUSED: _stay(S.RESTORED),
-        SE.RETURNED: _stay(S.RESTORED),
         SE.LOADED: _stay(S.RESTORED, E.SEND_FINISH),
-        SE.CANCEL: _stay(S.RESTORED),
-        SE.GIVE_UP: _stay(S.RESTORED),
-        SE.NO_ANSWER: _stay(S.RESTORED),
-        SE.STUCK: _stay(S.RESTORED),
-        SE.CHECKED: _stay(S.RESTORED),
+        **_unmoved(S.RESTORED, SE.QEMU_GONE, SE.QEMU_RUNS_ON, SE.QEMU_COMPLETED, SE.PRE_SWITCHOVER),
+        **_unmoved(S.RESTORED, SE.REFUSED, SE.RETURNED, SE.CANCEL, SE.GIVE_UP, SE.NO_ANSWER),
+        **_unmoved(S.RESTORED, SE.STUCK, SE.CHECKED),
     },
     S.ENDED: {
         SE.CONNECTED: _stay(S.ENDED, E.SEND_FINISH),
         SE.RUNNING: _stay(S.ENDED, E.REPORT_UNKNOWN),
         SE.LOST: _stay(S.ENDED, E.REPORT_UNKNOWN),
-        SE.QEMU_GONE: _stay(S.ENDED),
-        SE.RETURNED_HERE: _stay(S.ENDED),
-        SE.REFUSED: _stay(S.ENDED),
-        SE.RETURNED: _stay(S.ENDED),
         SE.LOADED: _stay(S.ENDED, E.SEND_FINISH),
-        SE.CANCEL: _stay(S.ENDED),
-        SE.GIVE_UP: _stay(S.ENDED),
-        SE.NO_ANSWER: _stay(S.ENDED),
-        SE.STUCK: _stay(S.ENDED),
-        SE.CHECKED: _stay(S.ENDED),
+        **_unmoved(S.ENDED, SE.QEMU_GONE, SE.RETURNED_HERE, SE.REFUSED, SE.RETURNED, SE.CANCEL),
+        **_unmoved(S.ENDED, SE.GIVE_UP, SE.NO_ANSWER, SE.STUCK, SE.CHECKED),
     },
     S.DONE: {
         SE.CONNECTED: _stay(S.DONE, E.SEND_FINISH),
         SE.RUNNING: _stay(S.DONE, E.SEND_FINISH),
-        SE.QEMU_GONE: _stay(S.DONE),
-        SE.QUIT: _stay(S.DONE),
-        SE.LOADED: _stay(S.DONE),
-        SE.CANCEL: _stay(S.DONE),
-        SE.GIVE_UP: _stay(S.DONE),
-        SE.NO_ANSWER: _stay(S.DONE),
-        SE.STUCK: _stay(S.DONE),
-        SE.CHECKED: _stay(S.DONE),
+        **_unmoved(S.DONE, SE.QEMU_GONE, SE.QUIT, SE.LOADED, SE.CANCEL, SE.GIVE_UP, SE.NO_ANSWER),
+        **_unmoved(S.DONE, SE.STUCK, SE.CHECKED),
     },
 }
 
@@ -345,11 +293,8 @@ DESTINATION: dict[Destination, Row] = {
         DE.LOOKS_LOADED: (D.GO, (Write(R.GO), E.RUN)),
         DE.LOOKS_UNFIT: _REFUSE,
         DE.QEMU_GONE: _REFUSE,
-        DE.GO: _stay(D.DECIDING),
-        DE.ASK: _stay(D.DECIDING),
-        DE.REFUSE: _stay(D.DECIDING),
-        DE.FINISH: _stay(D.DECIDING),
         DE.RUNS: _RUNNING,
+        **_unmoved(D.DECIDING, DE.GO, DE.ASK, DE.REFUSE, DE.FINISH),
     },
     D.GO: {
         DE.RUNS: _RUNNING,
@@ -357,10 +302,7 @@ DESTINATION: dict[Destination, Row] = {
         DE.CONT_REFUSED: _RETURNED,
         DE.CONT_UNKNOWN: _stay(D.GO, E.REPORT_UNKNOWN),
         DE.QEMU_GONE: _LOST,
-        DE.GO: _stay(D.GO),
-        DE.ASK: _stay(D.GO),
-        DE.REFUSE: _stay(D.GO),
-        DE.FINISH: _stay(D.GO),
+        **_unmoved(D.GO, DE.GO, DE.ASK, DE.REFUSE, DE.FINISH),
     },
     D.GO_AGAIN: {
         DE.RUNS: _RUNNING,
@@ -368,10 +310,7 @@ DESTINATION: dict[Destination, Row] = {
         DE.CONT_REFUSED: _stay(D.GO_AGAIN, E.REPORT_UNKNOWN),
         DE.CONT_UNKNOWN: _stay(D.GO_AGAIN, E.REPORT_UNKNOWN),
         DE.QEMU_GONE: _LOST,
-        DE.GO: _stay(D.GO_AGAIN),
-        DE.ASK: _stay(D.GO_AGAIN),
-        DE.REFUSE: _stay(D.GO_AGAIN),
-        DE.FINISH: _stay(D.GO_AGAIN),
+        **_unmoved(D.GO_AGAIN, DE.GO, DE.ASK, DE.REFUSE, DE.FINISH),
     },
     D.RUNNING: {
         DE.GO: _stay(D.RUNNING, E.ANSWER_RUNNING),
@@ -380,52 +319,40 @@ DESTINATION: dict[Destination, Row] = {
         DE.PEER_IS_DEAD: (D.DONE, (Write(R.DONE), E.END)),
         DE.QEMU_GONE: _stay(D.RUNNING),  # the guest's own end, after the handover
         DE.REFUSE: _stay(D.RUNNING, E.ANSWER_RUNNING),
-        DE.RUNS: _stay(D.RUNNING),
-        DE.LOOKS_LOADED: _stay(D.RUNNING),
-        DE.LOOKS_UNFIT: _stay(D.RUNNING),
-        DE.CONT_REFUSED: _stay(D.RUNNING),
-        DE.CONT_UNKNOWN: _stay(D.RUNNING),
+        **_unmoved(D.RUNNING, DE.RUNS, DE.LOOKS_LOADED, DE.LOOKS_UNFIT, DE.CONT_REFUSED),
+        **_unmoved(D.RUNNING, DE.CONT_UNKNOWN),
     },
     D.REFUSED: {
         DE.GO: _stay(D.REFUSED, E.ANSWER_REFUSED),
         DE.ASK: _stay(D.REFUSED, E.ANSWER_REFUSED),
         DE.REFUSE: _stay(D.REFUSED, E.ANSWER_REFUSED),
-        DE.QEMU_GONE: _stay(D.REFUSED),
-        DE.LOOKS_LOADED: _stay(D.REFUSED),
-        DE.LOOKS_UNFIT: _stay(D.REFUSED),
         DE.RUNS: _stay(D.REFUSED),  # `cont` was typed too late
         DE.PEER_IS_DEAD: _stay(D.REFUSED, E.END),
         DE.FINISH: _stay(D.REFUSED, E.END),  # the source knows: nobody will ask again
+        **_unmoved(D.REFUSED, DE.QEMU_GONE, DE.LOOKS_LOADED, DE.LOOKS_UNFIT),
     },
     D.RETURNED: {
         DE.GO: _stay(D.RETURNED, E.ANSWER_RETURNED),
         DE.ASK: _stay(D.RETURNED, E.ANSWER_RETURNED),
         DE.REFUSE: _stay(D.RETURNED, E.ANSWER_RETURNED),
-        DE.QEMU_GONE: _stay(D.RETURNED),
-        DE.RUNS: _stay(D.RETURNED),
         DE.PEER_IS_DEAD: _stay(D.RETURNED, E.END),
         DE.FINISH: _stay(D.RETURNED, E.END),
+        **_unmoved(D.RETURNED, DE.QEMU_GONE, DE.RUNS),
     },
     D.LOST: {
         DE.GO: _stay(D.LOST, E.ANSWER_LOST),
         DE.ASK: _stay(D.LOST, E.ANSWER_LOST),
         DE.REFUSE: _stay(D.LOST, E.ANSWER_LOST),
-        DE.CONT_UNKNOWN: _stay(D.LOST),
-        DE.CONT_REFUSED: _stay(D.LOST),
         DE.RUNS: _stay(D.LOST),  # seen before it died
-        DE.QEMU_GONE: _stay(D.LOST),
         DE.PEER_IS_DEAD: _stay(D.LOST, E.END),
         DE.FINISH: _stay(D.LOST, E.END),
+        **_unmoved(D.LOST, DE.CONT_UNKNOWN, DE.CONT_REFUSED, DE.QEMU_GONE),
     },
     D.DONE: {
         DE.GO: _stay(D.DONE, E.ANSWER_RUNNING),
         DE.ASK: _stay(D.DONE, E.ANSWER_RUNNING),
-        DE.FINISH: _stay(D.DONE),
         DE.REFUSE: _stay(D.DONE, E.ANSWER_RUNNING),
-        DE.QEMU_GONE: _stay(D.DONE),
-        DE.RUNS: _stay(D.DONE),
-        DE.CONT_REFUSED: _stay(D.DONE),
-        DE.CONT_UNKNOWN: _stay(D.DONE),
+        **_unmoved(D.DONE, DE.FINISH, DE.QEMU_GONE, DE.RUNS, DE.CONT_REFUSED, DE.CONT_UNKNOWN),
     },
 }
 
