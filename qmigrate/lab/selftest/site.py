@@ -252,11 +252,14 @@ class Site:
         for host in HOSTS:
             self.await_ends(host, is_passing)
 
-    def leftovers(self, name: str) -> list[str]:
-        """Return what is on the hosts, was not before the cell and is not the running guest's."""
+    def leftovers(self, name: str, copies: Sequence[Copy] | None = None) -> list[str]:
+        """Return what is on the hosts, was not before the cell and is not the guest's own.
+
+        `copies`: where it runs, or ran until just now.
+        """
         self.settle()
         found = []
-        copies = self.qemus(name)
+        copies = self.qemus(name) if copies is None else copies
         for host in HOSTS:
             own = [guests.guest_uuid(name), f"-name {name} ", f"/{name}.", f"tap-{name[:8]}"]
             own = own if any(copy.host == host for copy in copies) else []
