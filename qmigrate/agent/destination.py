@@ -275,6 +275,8 @@ class DestinationAgent(JobAgent):
                 if self.resume_us is None:
                     self.resume_us = event.timestamp_us
                 self.resumed.set()
+                if self.state in (D.PREPARED, D.DECIDING):  # not by us
+                    self.post(DE.RUNS)
             case _:
                 pass
 

@@ -38,7 +38,7 @@ from qmigrate.core.job import (
 )
 from qmigrate.core.model import RUNS, RunState, Side
 from qmigrate.core.rights import SOURCE_WORDS
-from qmigrate.core.takeover import source_after
+from qmigrate.core.takeover import Look, source_after
 from qmigrate.core.timeline import ClockOffset
 from qmigrate.qmp.events import (
     Event,
@@ -77,6 +77,7 @@ class SourceAgent(JobAgent):
         self.touched = False  # the copy began
         self.cancelled = False
         self._again = False  # the agent before this one died
+        self._complete = False  # QEMU has sent everything and stands still
         self.qemu = Watched.none(self.spec.guest)
         self.rtnl: Rtnl
         self.figures = MigrationProgress(MigrationStatus.NONE)
@@ -166,6 +167,7 @@ class SourceAgent(JobAgent):
             except GuestEndedError as exc:
                 self.problem = exc.problem
         self.touched = looked.status is not MigrationStatus.NONE
+        self._complete = looked.look is Look.COMPLETED
         what = "the source's agent died during the job and another went on"
         self.problem = self.problem or self.trouble("rolled-back", what)
         self.state, effects = source_after(entry.record, looked.look)
@@ -255,6 +257,9 @@ class SourceAgent(JobAgent):
                 self.stop_us = None
                 if self.state in (S.PREPARED, S.COPYING):
                     self.had = RunState.RUNNING
+                elif self._complete and self.state in (S.SWITCHING, S.LEFT, S.AWAY):
+                    what = "somebody let the guest run on the source"
+                    self.post(SE.QEMU_RUNS_ON, self.trouble("unknown-outcome", what))
             case ShutdownEvent() if self.state is not S.PROVED:  # then it is our own quit
                 self.guest_events.append(f"shut down: {event.reason}")
             case ResetEvent():
@@ -265,6 +270,7 @@ class SourceAgent(JobAgent):
                 self.post(SE.PRE_SWITCHOVER)
             case MigrationEvent(status=MigrationStatus.COMPLETED):
                 self.mark("completed")
+                self._complete = True
                 await self.fault("at completed")
                 self.post(SE.QEMU_COMPLETED)
             case MigrationEvent(status=MigrationStatus.FAILED | MigrationStatus.CANCELLED):
@@ -316,7 +322,7 @@ class SourceAgent(JobAgent):
                 waits = (patience.verdict_s, SE.STUCK, "QEMU came to no verdict")
             case S.CANCELLING | S.RECALLING:
                 waits = (patience.cancel_s, SE.STUCK, "QEMU did not end the migration")
-            case S.AWAY | S.LEFT | S.MISSED:
+            case S.AWAY | S.LEFT | S.MISSED | S.STRAYED:
                 waits = (patience.answer_s, SE.NO_ANSWER, "the destination did not answer")
             case _:
                 return

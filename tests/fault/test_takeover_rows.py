@@ -11,6 +11,7 @@ import pytest
 
 from qmigrate.agent.journal import read
 from tests.support.faulting import Faulty, Struck, kill
+from tests.support.moving import Copy, Qmp
 from tests.support.takeover import asked, assert_ended_on, kill_both, start
 
 pytestmark = [pytest.mark.fault, pytest.mark.qemu, pytest.mark.net]
@@ -224,3 +225,43 @@ def _launching(faulty: Faulty) -> int:
         if b"launch.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
             return pid
     raise AssertionError("nothing is about to become QEMU")
+
+
+# Somebody who types `cont`
+
+
+def _let_run(faulty: Faulty, copy: Copy) -> None:
+    """Type `cont` at a copy's second monitor, wherever its move has put that."""
+    words = [word for word in copy.argv if word.startswith("socket,id=side,")]
+    path = words[0].partition("path=")[2].partition(",")[0]
+    qmp = Qmp(faulty.site.path(copy.host, path))
+    try:
+        qmp.execute("cont")
+    finally:
+        qmp.close()
+
+
+def test_a_source_that_somebody_let_run_gets_no_second_copy(faulty: Faulty) -> None:
+    site = faulty.site
+    site.start(site.slow("tiny1", *faulty.tiny().more, seconds=0))
+    faulty.before = site.await_life("tiny1")
+    struck = faulty.begin("tiny1", points=["source:before send-go:stop"])
+    held = struck.hold("source", "before send-go")
+    _let_run(faulty, next(copy for copy in struck.copies() if copy.host == "alpha"))
+    kill(held.pid)  # or GO would be on its way before anything else is heard
+    moved = struck.finish()
+    assert (moved.code, moved.result["outcome"]) == (5, "rolled-back"), moved
+    assert_ended_on(faulty, struck, "alpha")
+
+
+def test_a_destination_that_somebody_let_run_is_not_quit(faulty: Faulty) -> None:
+    site = faulty.site
+    site.start(site.slow("tiny1", *faulty.tiny().more, seconds=0))
+    faulty.before = site.await_life("tiny1")
+    struck = faulty.begin("tiny1", points=["source:before send-go:stop"])
+    held = struck.hold("source", "before send-go")
+    _let_run(faulty, next(copy for copy in struck.copies() if copy.host == "beta"))
+    struck.heard("beta", "prepared --runs--> running")
+    held.release()
+    assert struck.finish().code == 0
+    assert_ended_on(faulty, struck, "beta")
