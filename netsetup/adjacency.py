@@ -7,11 +7,12 @@ Subnets in common, equal VLAN numbers, ARP entries and pings prove nothing: prox
 and two sites may use the same network.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from netsetup.probe_report import ProbeReport
-from netsetup.segments import View
+from netsetup.segments import PortFacts, View
 from netsetup.traps import Side, Trap, Way, traps_of
 
 
@@ -77,22 +78,62 @@ def judge(a: Side, b: Side, *, mtu_bytes: int, guest_mac: str | None = None) -> 
     `guest_mac` is the one that both reports were asked for. Never raises.
     """
     forth, back = _direction(a, b), _direction(b, a)
+    reports = [side.report for side in (a, b) if side.report is not None]
+    if a.report is None or b.report is None:
+        return _verdict(forth, back, mtu_bytes, reports)
+    ways = (
+        Way(a.name, a.report, b.name, b.report, forth.mtu_bytes),
+        Way(b.name, b.report, a.name, a.report, back.mtu_bytes),
+    )
+    traps = traps_of(*ways, mtu_bytes=mtu_bytes, guest_mac=guest_mac)
+    ports = [port for way in ways for port in way.ports]
+    return _verdict(forth, back, mtu_bytes, reports, ports, traps)
+
+
+def judge_alone(near: str, report: ProbeReport, far: str, *, mtu_bytes: int) -> Verdict:
+    """Return what one side's report says by itself, of a far side that answers *and* asks.
+
+    An answer proves both ways. A far side that is heard and does not answer does not hear. Of one
+    that is not heard at all nobody can say whether it is there. Traps need both reports.
+    """
+    missing = f"{far} is not heard: it may not be listening"
+    forth = Direction(near, far, Passage.UNKNOWN, why=missing)
+    back = Direction(far, near, Passage.UNKNOWN, why=missing)
+    heard, ports = report.heard_of(None), report.ways_of(None)
+    if heard:
+        longest = max(h.longest_bytes for h in heard)
+        ways = tuple(port.name for port in ports)
+        # Not complete: what the far side asked for, and whether to the end, is in its report.
+        back = Direction(far, near, Passage.PASSES, mtu_bytes=longest, ways=ways)
+        forth = Direction(near, far, Passage.SILENT)
+    why = _not_to_the_end(near, report, asks=True)
+    if report.answered_bytes is not None:
+        forth = Direction(
+            *(near, far, Passage.PASSES),
+            mtu_bytes=report.answered_bytes,
+            answered=True,
+            complete=report.complete,
+        )
+    elif why is not None:
+        forth = Direction(near, far, Passage.UNKNOWN, why=why)
+    return _verdict(forth, back, mtu_bytes, [report], ports)
+
+
+def _verdict(
+    forth: Direction,
+    back: Direction,
+    mtu_bytes: int,
+    reports: Sequence[ProbeReport],
+    ports: Sequence[PortFacts] = (),
+    traps: tuple[Trap, ...] = (),
+) -> Verdict:
     adjacency, why = _decide(forth, back, mtu_bytes)
-    traps: tuple[Trap, ...] = ()
-    tunnel = None
-    if a.report is not None and b.report is not None:
-        ways = [
-            Way(a.name, a.report, b.name, b.report, forth.mtu_bytes),
-            Way(b.name, b.report, a.name, a.report, back.mtu_bytes),
-        ]
-        traps = traps_of(*ways, mtu_bytes=mtu_bytes, guest_mac=guest_mac)
-        tunnel = next((port for way in ways for port in way.ports if port.is_tunnel), None)
+    tunnel = next((port for port in ports if port.is_tunnel), None)
     if adjacency is not Adjacency.ADJACENT:
         why = "; ".join(dict.fromkeys([why, *(trap.text for trap in traps)]))
     elif tunnel is not None:
         mark = f"of ours ({tunnel.alias})" if tunnel.is_ours else "which is not ours"
         why += f", through the tunnel {tunnel.name}, {mark}"
-    reports = [side.report for side in (a, b) if side.report is not None]
     return Verdict(
         adjacency=adjacency,
         why=why,
@@ -192,7 +233,7 @@ def _vlan(vlan: int | None) -> str:
     return "the untagged VLAN" if vlan is None else f"VLAN {vlan}"
 
 
-def _retry_after_s(reports: list[ProbeReport]) -> float | None:
+def _retry_after_s(reports: Sequence[ProbeReport]) -> float | None:
     """Return the longest that a port can still be held back, None where none is."""
     steps = {"listening": 2, "learning": 1}  # forward delays to go
     delays = [

@@ -40,6 +40,7 @@ class Ledger:
     answered_bytes: int | None = None
     latency_s: float | None = None
     peer_mac: bytes | None = None
+    last_heard_s: float | None = None
     repeated: int = 0
     strangers: int = 0
     refused: dict[int, str] = field(default_factory=dict)
@@ -88,6 +89,7 @@ class Ledger:
         if probe.sender == self.sender:
             self.came_back.add(interface)
             return None
+        self.last_heard_s = now_s
         self._count(probe, interface, place)
         if place is not Place.VIEW or probe.arrived_vlan != self.vlan_tag:
             return None

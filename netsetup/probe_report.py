@@ -58,14 +58,12 @@ class ProbeReport:
     facts: SegmentFacts
     early_ports: tuple[PortFacts, ...] = ()  # while it asked, if nobody had answered by then
 
-    def heard_of(self, speaker: "ProbeReport") -> tuple[Heard, ...]:
-        """Return what a guest in this place would have got of the speaker's frames."""
+    def heard_of(self, speaker: "ProbeReport | None") -> tuple[Heard, ...]:
+        """Return what a guest in this place would have got of the speaker's frames; None: all."""
         return tuple(
             heard
-            for heard in self.heard
-            if heard.sender == speaker.sender
-            and heard.place is Place.VIEW
-            and heard.vlan == self.vlan_tag
+            for heard in self._by(speaker)
+            if heard.place is Place.VIEW and heard.vlan == self.vlan_tag
         )
 
     def unsettled_ports(self) -> tuple[PortFacts, ...]:
@@ -82,12 +80,15 @@ class ProbeReport:
     def _began(self, before: PortFacts | None, now: PortFacts) -> bool:
         return before is not None and before.state != "forwarding" and now.state == "forwarding"
 
-    def ways_of(self, speaker: "ProbeReport") -> tuple[PortFacts, ...]:
+    def ways_of(self, speaker: "ProbeReport | None") -> tuple[PortFacts, ...]:
         """Return the ports of this segment's bridge by which the speaker's frames came in."""
         names = dict.fromkeys(
-            heard.interface
-            for heard in self.heard
-            if heard.sender == speaker.sender and heard.place is Place.INTERFACE
+            heard.interface for heard in self._by(speaker) if heard.place is Place.INTERFACE
         )
         ports = (self.facts.port(name) for name in names)
         return tuple(port for port in ports if port and port.bridge == self.facts.bridge)
+
+    def _by(self, speaker: "ProbeReport | None") -> tuple[Heard, ...]:
+        if speaker is None:
+            return self.heard
+        return tuple(heard for heard in self.heard if heard.sender == speaker.sender)

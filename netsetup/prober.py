@@ -96,7 +96,8 @@ class Prober:
         """Ask until a frame of `mtu_bytes` is answered, else find the longest that is.
 
         At most `SILENCE_S` if nobody answers and `SEARCH_S` in all. What was found is in `report`;
-        cancelled, it says that it is not complete. Raises `UsageError`.
+        cancelled, it says that it is not complete. Again: adds to what was found. Raises
+        `UsageError`, and `NoSuchLinkError` if the bridge goes.
         """
         if not MIN_PAYLOAD_BYTES <= mtu_bytes <= MAX_PAYLOAD_BYTES:
             raise UsageError(
@@ -164,9 +165,11 @@ class Prober:
             work = partial(describe_segment, bridge=bridge, names=ways, guest_mac=guest_mac)
         return await self._rtnl.run(f"describe {bridge}", work)
 
-    async def wait_asked(self) -> None:
-        """Return when the other side has been heard to ask."""
-        await self._until(lambda: self._ledger.peer_mac is not None, float("inf"))
+    @property
+    def quiet_s(self) -> float:
+        """How long ago the other side was last heard, anywhere on this host; infinity: never."""
+        last = self._ledger.last_heard_s
+        return float("inf") if last is None else trio.current_time() - last
 
     async def _measure(self, mtu_bytes: int) -> None:
         """Wait for the long frame's answer, and search if it does not come."""
