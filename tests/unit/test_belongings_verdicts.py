@@ -112,6 +112,8 @@ def test_only_a_twin_that_was_refused_for_good_and_never_ran_is_ended(
     never_ran = state in (RunState.PRELAUNCH, RunState.INMIGRATE, RunState.PAUSED)
     may_go = record in (R.REFUSED, R.RETURNED) and never_ran
     assert [twin.verdict for twin in twins] == [V.REMOVABLE if may_go else V.RESOLVE]
+    if record is R.REFUSED and not may_go:
+        assert ("does not say" if state is None else f"({state})") in twins[0].why
 
 
 def test_a_twin_that_goes_takes_all_that_it_lived_on_with_it() -> None:

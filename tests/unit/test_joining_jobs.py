@@ -1,6 +1,7 @@
 """One row a job from what both hosts say, in words, with the line that is to be typed next."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -218,6 +219,8 @@ def test_a_job_is_found_by_its_id_and_by_its_guest(word: str) -> None:
         ([knows(source(R.RESTORED), ended=(NEW,))], NEW.job),
         ([knows(source(R.RESTORED))], JOB),
         ([knows(destination(R.PREPARED)), knows(ended=(SAME,), number=1)], JOB),
+        # A report says how it ended, whatever journal was left of it: a later move is meant.
+        ([knows(source(R.AWAY), ended=(replace(SAME, ended_s_ago=900.0), NEW))], NEW.job),
     ],
 )
 def test_a_guests_name_means_what_is_under_way_then_what_is_open_then_what_was_last(
