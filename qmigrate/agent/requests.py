@@ -14,6 +14,15 @@ from qmigrate.core.holdings import EndedJob, JobOnHost
 from qmigrate.core.job import JobNote, JobReport, JobSpec, Limits
 from qmigrate.core.model import Address, Guest, GuestDetail, HostFacts
 from qmigrate.core.secret import Identity
+from qmigrate.core.throwaway import (
+    Around,
+    EndTiny,
+    LookAround,
+    LookTiny,
+    PlaceTiny,
+    StartTiny,
+    TinySeen,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +324,11 @@ Request = (
     | TellJob
     | ListBelongings
     | RemoveBelongings
+    | PlaceTiny
+    | StartTiny
+    | LookTiny
+    | EndTiny
+    | LookAround
 )
 
 REPLIES: dict[type, type] = {
@@ -340,6 +354,11 @@ REPLIES: dict[type, type] = {
     TellJob: Done,
     ListBelongings: Belongings,
     RemoveBelongings: Removals,
+    PlaceTiny: Done,
+    StartTiny: Done,
+    LookTiny: TinySeen,
+    EndTiny: Done,
+    LookAround: Around,
 }
 
 NOTES: dict[type, Any] = {  # what the notes of a streaming request are; a union must be tagged

@@ -64,6 +64,7 @@ from qmigrate.agent.requests import (
     WatchJob,
 )
 from qmigrate.core.errors import Problem, ProtocolError, QmigrateError
+from qmigrate.core.throwaway import EndTiny, LookAround, LookTiny, PlaceTiny, StartTiny
 
 READ_BYTES = 64 * 1024  # what a pipe holds
 CANCELLED = Problem("cancelled", "the call was cancelled")
@@ -148,6 +149,11 @@ HANDLERS: dict[type, Handler] = {
     ListJobs: _late("qmigrate.agent.holdings", "list_jobs"),
     ListBelongings: _late("qmigrate.agent.clearing", "list_belongings"),
     RemoveBelongings: _late("qmigrate.agent.clearing", "remove_belongings"),
+    PlaceTiny: _late("qmigrate.agent.throwaway", "place_tiny"),
+    StartTiny: _late("qmigrate.agent.throwaway", "start_tiny"),
+    LookTiny: _late("qmigrate.agent.throwaway", "look_tiny"),
+    EndTiny: _late("qmigrate.agent.throwaway", "end_tiny"),
+    LookAround: _late("qmigrate.agent.throwaway", "look_around"),
 }
 
 
