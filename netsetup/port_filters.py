@@ -79,7 +79,7 @@ def ensure_filters(ip: Any, index: int, wanted: tuple[Filter, ...]) -> bool:
     """
     if not filters_differ(index, wanted):
         return False
-    if _prints(index):
+    if any(qdisc.get("kind") == "clsact" for qdisc in ip.get_qdiscs(index=index)):
         ip.tc("del", "clsact", index)
     ip.tc("add", "clsact", index)
     for each in wanted:

@@ -177,12 +177,13 @@ def nothing_left(place: Namespace) -> dict[str, list[str]]:
             " ".join(f"{key}={link.get(key)}" for key in settled) + f" up={'UP' in link['flags']}"
             for link in links
         ],
-        "addresses": place.run("ip", "-o", "address", "show").splitlines(),
-        "routes": place.run("ip", "route", "show", "table", "all").splitlines(),
+        # Of IPv6 what the kernel makes by itself comes when it likes.
+        "addresses": place.run("ip", "-4", "-o", "address", "show").splitlines(),
+        "routes": place.run("ip", "-4", "route", "show", "table", "all").splitlines(),
         "fdb": [
             line
             for line in place.run("bridge", "fdb", "show").splitlines()
-            if "permanent" in line or "static" in line
+            if ("permanent" in line or "static" in line) and not line.startswith("33:33:")
         ],
         "qdiscs": place.run("tc", "qdisc", "show").splitlines(),
     }
