@@ -101,7 +101,7 @@ class Rig:
                     os.close(pidfd)
             for tap in self.guest.taps:
                 self.lab.run(host, ["ip", "link", "delete", tap], check=False)
-            shutil.rmtree(f"/proc/{self.inside(host)}/root/run/qmigrate/guests", ignore_errors=True)
+            shutil.rmtree(seen(self.inside(host), "/run/qmigrate/guests"), ignore_errors=True)
 
 
 def by_qmigrate(rig: Rig) -> dict[str, Any]:
@@ -133,8 +133,8 @@ def by_bare(rig: Rig) -> dict[str, Any]:
     address = _address(rig.lab, DESTINATION)
     command = [
         *(sys.executable, "-I", str(Path(__file__).with_name("bare.py"))),
-        *("--source", f"/proc/{here}/root{monitor}"),
-        *("--destination", f"/proc/{there}/root{monitor}"),
+        *("--source", seen(here, monitor)),
+        *("--destination", seen(there, monitor)),
         *("--uri", f"tcp:{address}:{PORT}", "--plug", shlex.join(plug), "--"),
         *into,
         *guest_argv(rig.guest.spec()),
@@ -154,6 +154,11 @@ def by_bare(rig: Rig) -> dict[str, Any]:
 
 ARMS: dict[str, Callable[[Rig], dict[str, Any]]] = {"qmigrate": by_qmigrate, "bare": by_bare}
 BASE = "bare"
+
+
+def seen(pid: int, path: str) -> str:
+    """Return a host's own path as this machine sees it: by the root of one of its processes."""
+    return f"/proc/{pid}/root{path}"
 
 
 def _address(lab: Lab, host: str) -> str:
