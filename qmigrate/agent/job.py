@@ -51,6 +51,7 @@ class Told:
 
     settled: trio.Event = field(default_factory=trio.Event)
     taken: bool = False
+    withdrawn: bool = False  # whoever said it has been told that nothing was done
 
     def take(self) -> None:
         """Say that the table has taken it."""
@@ -125,6 +126,8 @@ class JobAgent(ABC):
                 posted = self._inbox.receive_nowait()
             except trio.WouldBlock:
                 posted = await self._inbox.receive()
+            if posted.told is not None and posted.told.withdrawn:
+                continue
             event, problem = posted.event, posted.problem
             try:
                 following, effects = self.step(event)
@@ -283,10 +286,13 @@ class JobAgent(ABC):
         told = Told()
         before = self.state
         self._send_inbox.send_nowait(Posted(event, self.why_told(word), told))
-        with trio.move_on_after(WORD_DEADLINE_S):
-            await told.settled.wait()
-            if told.taken:
-                return f"{word}: {before}, then {self.state}"
+        try:
+            with trio.move_on_after(WORD_DEADLINE_S):
+                await told.settled.wait()
+        finally:
+            told.withdrawn = not told.settled.is_set()
+        if told.taken:
+            return f"{word}: {before}, then {self.state}"
         busy = "has not come to it" if not told.settled.is_set() else "has no use for it"
         raise HostError(
             f"{word}: the {self.side}'s agent is {self.state} and {busy}; nothing was done",
