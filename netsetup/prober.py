@@ -35,10 +35,10 @@ from netsetup.windows import Window, open_window
 
 # When the first is lost (a port that has just come up, a MAC not yet learned) the next comes soon;
 # twelve broadcasts in all, below any switch's storm control.
-ASK_AT_S = (0.0, 0.02, 0.07, 0.17, 0.37, 0.77)
+ASK_AT_S = (0.0, 0.02, 0.07, 0.17, 0.37, 0.67)
 LOOK_AT_S = 0.17  # at the ports: something is in the way, and may have gone before the report
-SILENCE_S = 1.25  # then nobody is there: 0.5 s after the last, which is a slow host's whole nap
-SEARCH_S = 1.4  # for all, with the search for the longest frame
+SILENCE_S = 1.1  # then nobody is there: 0.4 s after the last, which is a slow host's whole nap
+SEARCH_S = 1.3  # for all, with the search for the longest frame
 PATIENCE_S = (0.01, 0.1)  # for an answer after the first one: at least, at most
 PATIENCE_TRIPS = 8  # and so many round trips
 GUEST_MTU_BYTES = 1500

@@ -17,7 +17,8 @@ from netsetup.probe_frames import ETHERTYPE_PROBE, ProbeKind, encode
 from netsetup.segments import View
 from netsetup.traps import Side, TrapKind
 from netsetup.windows import WINDOW_ALIAS
-from tests.support.adjacency_places import NETWORKS, Ground, built, pair_on
+from tests.support.adjacency_pair import Ground, built, pair_on
+from tests.support.adjacency_places import NETWORKS
 from tests.support.netns import eventually, fresh_namespace, packet_socket
 
 pytestmark = pytest.mark.net

@@ -3,7 +3,8 @@
 import pytest
 
 from netsetup.adjacency import Adjacency
-from tests.support.adjacency_places import NETWORKS, built, differences, pair_on
+from tests.support.adjacency_pair import built, differences, pair_on
+from tests.support.adjacency_places import NETWORKS
 
 pytestmark = pytest.mark.net
 TRIES = 2  # `python -m tests.support.adjacency_places --tries 100` is the table
