@@ -6,6 +6,10 @@ import pytest
 
 from qmigrate.core.errors import UsageError
 from qmigrate.lab.accel import qemu_version, require_qemu
+from tests.support import uml_marked
+from tests.support.uml_marked import pytest_runtest_logreport, pytest_runtest_protocol
+
+__all__ = ["pytest_runtest_logreport", "pytest_runtest_protocol"]  # hooks: found by their names
 
 ROOMS = ("unit", "cli", "net", "qemu", "fault")  # any other comes last
 TESTS = Path(__file__).parent
@@ -21,4 +25,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             require_qemu(qemu_version())
         except UsageError as exc:
             pytest.exit(f"{exc}; {exc.problem.next_step}", returncode=3)
+    uml_marked.set_apart(items)
     items.sort(key=rank)  # stable: the order within a room stays
