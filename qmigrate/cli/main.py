@@ -18,6 +18,7 @@ from qmigrate.cli import (
     lab,
     logs,
     migrate,
+    selftest,
     status,
     watch,
 )
@@ -41,6 +42,7 @@ COMMANDS: tuple[Command, ...] = (
     logs,
     hosts,
     lab,
+    selftest,
     completion,
 )
 

@@ -34,6 +34,7 @@ class Victim(StrEnum):
     DESTINATION_RUN = "/run full on destination"
     MEMORY = "memory short on the destination"
     LOCK = "image lock taken by a third"
+    NOBODY = "nobody"  # of the moves of a random walk
 
 
 class Fault(StrEnum):
@@ -44,6 +45,7 @@ class Fault(StrEnum):
     CUT_1S = "cut for 1 s"
     CUT = "cut for good"  # a host: its power
     STAYS = "for good"  # of what is full, short or taken
+    NONE = "nothing"
 
 
 class Phase(StrEnum):

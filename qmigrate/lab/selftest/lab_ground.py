@@ -2,26 +2,24 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
 from qmigrate.core.errors import HostError
-from qmigrate.core.faults import Action
+from qmigrate.core.tiny import Marks
 from qmigrate.lab.demo import Probe, intact, probing
 from qmigrate.lab.guests import LabGuest
 from qmigrate.lab.lab import Lab
 from qmigrate.lab.selftest import strokes, traces
-from qmigrate.lab.selftest.cells import Cell, Load, Stroke, split_point
-from qmigrate.lab.selftest.checks import UNKNOWN, Evidence, Said
-from qmigrate.lab.selftest.commands import Moved
+from qmigrate.lab.selftest.cells import Cell, Load
+from qmigrate.lab.selftest.commands import Moved, Moving
 from qmigrate.lab.selftest.faulty import Faulty, Struck
+from qmigrate.lab.selftest.ground import Ground, Play, Seen
 from qmigrate.lab.selftest.site import HOSTS, LINUX_IP4, Copy, Site
 from qmigrate.lab.topology import TOPOLOGIES
 
 DISK_MIB = 1
 GUEST = "tiny1"
 LINUX_GUEST = "web1"
-POWER = frozenset((Stroke.POWER_OFF_SOURCE, Stroke.POWER_OFF_DESTINATION))
 
 
 @contextlib.contextmanager
@@ -37,26 +35,18 @@ def lab_ground(name: str | None = None) -> Iterator["LabGround"]:
         lab.down()
 
 
-@dataclass(slots=True)
-class _Play:
-    """One cell under way."""
-
-    cell: Cell
-    name: str
-    struck: Struck | None = None
-    moved: Moved | None = None
-    watched: Moved | None = None
-    mend: Callable[[], None] = lambda: None
-    moved_while_held: str = ""
-
-
-@dataclass(slots=True)
-class LabGround:
+class LabGround(Ground):
     """See the module."""
 
-    lab: Lab
-    _faulty: Faulty | None = None
-    _exits: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    hosts = HOSTS
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self._faulty: Faulty | None = None
+        self._struck: Struck | None = None
+        self._probe: Probe | None = None
+        self._copies: list[Copy] = []
+        self._exits = contextlib.ExitStack()
 
     @property
     def faulty(self) -> Faulty:
@@ -69,23 +59,23 @@ class LabGround:
         """Everything can be done to a lab."""
         return True
 
-    def play(self, cell: Cell) -> Evidence:
-        """See `Ground.play`."""
+    def guest(self, cell: Cell) -> str:
+        """Return the name of the cell's guest."""
+        return LINUX_GUEST if cell.load is Load.LINUX else GUEST
+
+    def prepare(self, cell: Cell) -> None:
+        """See `Ground`."""
         self._faulty = Faulty(Site(self.lab))
         self._exits = contextlib.ExitStack()
+        self._probe = None
         self.faulty.open()
-        play = _Play(cell, LINUX_GUEST if cell.load is Load.LINUX else GUEST)
-        self.faulty.site.start(self._guest(cell))
-        probe: Probe | None = None
+        self.faulty.site.start(self._described(cell))
         if cell.load is Load.LINUX:
-            probe = self._exits.enter_context(probing(self.lab, LINUX_IP4))
+            self._probe = self._exits.enter_context(probing(self.lab, LINUX_IP4))
         else:
             self.faulty.before = self.faulty.site.await_life(GUEST)
-        self._move(play)
-        self._decide(play)
-        return self._look(play, probe)
 
-    def _guest(self, cell: Cell) -> LabGuest:
+    def _described(self, cell: Cell) -> LabGuest:
         match cell.load:
             case Load.TINY:
                 return self.faulty.tiny(GUEST)
@@ -97,119 +87,99 @@ class LabGround:
 
     # The move and its fault
 
-    def _move(self, play: _Play) -> None:
-        """Move it, strike, and wait for the controller to say how it ended."""
-        cell = play.cell
-        if cell.stroke and not cell.points:
-            play.mend = strokes.strike(self.faulty, cell.stroke, None)
-        play.struck = struck = self.faulty.begin(play.name, *cell.options, points=cell.points)
-        if cell.hold is not None:
-            held = struck.hold(*cell.hold)
-            if cell.stroke is not None:
-                play.mend = strokes.strike(self.faulty, cell.stroke, struck)
-            held.release()
-            strokes.after(cell.stroke, play.mend)
-        elif cell.stroke is Stroke.KILL_CONTROLLER:
-            struck.moving.until(lambda line: "fault point" in line)
-            struck.kill_controller()
-        if cell.hurry:
-            struck.heard(HOSTS[0], cell.hurry)
-            self._run("set", f"{struck.job}@{HOSTS[0]}", "--bandwidth", "1GiB", "--json")
-        if cell.stroke is not Stroke.KILL_CONTROLLER:
-            play.moved = struck.finish()
+    def begin(self, play: Play, words: tuple[str, ...]) -> Moving:
+        """See `Ground`."""
+        moving = self.faulty.site.begin(*words)
+        job = moving.until_job()
+        self.faulty.jobs = [job]  # a walk's earlier ones have said all that they had to
+        self._struck = Struck(self.faulty, moving, job, play.way)
+        return moving
 
-    def _run(self, *words: str) -> Moved:
+    def run(self, *words: str) -> Moved:
+        """See `Ground`."""
         return self.faulty.site.run(*words)
 
-    def _decide(self, play: _Play) -> None:
-        """Bring what is held, or was left, to its end: first the path, then `resolve`."""
-        cell, job = play.cell, play.struck.job if play.struck else ""
-        self.faulty.note_deaths()
-        if cell.held:
-            runs = [ran for ran in self.faulty.ran() if ran.goes_on]
-            play.moved_while_held = ", ".join(f"{ran.trace} on {ran.host}" for ran in runs)
-        if cell.held or cell.stroke in POWER or cell.stroke is Stroke.CUT_CABLE:
-            play.mend()
-        if cell.held or cell.left:
-            self._resolve(cell, job)
-        if play.moved is None or (play.moved.code == UNKNOWN and cell.stroke not in POWER):
-            play.watched = self._run("watch", f"{job}@{HOSTS[0]}", "--json")
-        play.mend()
+    def strike(self, play: Play) -> None:
+        """Let an agent stand still, strike, and let it go on."""
+        cell = play.cell
+        if cell.hold is None or cell.stroke is None:
+            super().strike(play)
+            return
+        held = self.struck.hold(*cell.hold)
+        play.mend = strokes.strike(self.faulty, cell.stroke, self.struck)
+        held.release()
+        strokes.after(cell.stroke, play.mend)
 
-    def _resolve(self, cell: Cell, job: str) -> None:
-        places = {"source": HOSTS[0], "destination": HOSTS[1]}
-        more = [word.format(**places) for word in cell.resolve]
-        self._run("resolve", job, *more, "--json")
+    def strike_before(self, play: Play) -> None:
+        """See `Ground`."""
+        if play.cell.stroke is not None:
+            play.mend = strokes.strike(self.faulty, play.cell.stroke, None)
+
+    def hurry(self, play: Play) -> None:
+        """See `Ground`."""
+        self.struck.heard(play.way[0], play.cell.hurry)
+
+    @property
+    def struck(self) -> Struck:
+        """The move under way."""
+        if self._struck is None:
+            raise HostError("nothing is being moved")
+        return self._struck
 
     # What it came to
 
-    def _look(self, play: _Play, probe: Probe | None) -> Evidence:
+    def note_deaths(self) -> None:
+        """See `Ground`."""
+        self.faulty.note_deaths()
+
+    def runs_now(self) -> str:
+        """See `Ground`."""
+        runs = [ran for ran in self.faulty.ran() if ran.goes_on]
+        return ", ".join(f"{ran.trace} on {ran.host}" for ran in runs)
+
+    def look(self, play: Play) -> Seen:
+        """See `Ground`; waits until the job's agents hold no monitor any more."""
         site, cell = self.faulty.site, play.cell
-        copies = site.copies(play.name)  # waits until the job's agents hold no monitor any more
-        memory = tcp = ""
-        if copies and cell.load is Load.LINUX:
+        self._copies = copies = site.copies(self.guest(cell))
+        where = tuple((copy.host, copy.state or "") for copy in copies)
+        if cell.load is Load.LINUX:
             memory = "" if intact(self.lab, LINUX_IP4) else "the guest says that it is broken"
-            tcp = _tcp(probe)
-        elif len(copies) == 1:
-            memory = site.memory(GUEST, before=self.faulty.before).problem
+            return Seen(where, memory, _tcp(self._probe))
+        if len(copies) != 1:
+            return Seen(where)
+        marks = site.memory(GUEST, before=self.faulty.before)
+        self.faulty.before = Marks(marks.passes, marks.step_at, "")
+        return Seen(where, marks.problem)
+
+    def sweep(self, play: Play) -> tuple[str, ...]:
+        """See `Ground`. With the guest its announcements end, for which an agent would stay."""
         self._exits.close()
-        left = self._sweep(play, copies)
-        return Evidence(
-            source=HOSTS[0],
-            destination=HOSTS[1],
-            unstruck=tuple(_unstruck(cell.points, self.logs())),
-            migrate=_said(play.moved),
-            watch=_said(play.watched),
-            moved_while_held=play.moved_while_held,
-            where=tuple((copy.host, copy.state or "") for copy in copies),
-            overlap=traces.overlap(self.faulty.ran()),
-            memory=memory,
-            tcp=tcp,
-            left=left,
-        )
-
-    def _sweep(self, play: _Play, copies: list[Copy]) -> tuple[str, ...]:
-        """End the guest, which has proved what it had to; return what is left of the job then.
-
-        With the guest its announcements end, for which an agent would stay some seconds more.
-        """
-        for copy in copies:
+        for copy in self._copies:
             self.faulty.kill_qemu(copy)
-        if play.struck is not None:
-            self.faulty.await_end(play.struck.job)
-        if play.cell.left:
-            for host in HOSTS:
-                self._run("cleanup", host, "--yes", "--json")
-        left = self.faulty.site.leftovers(play.name, copies)
+        return self.left(play)
+
+    def left(self, play: Play) -> tuple[str, ...]:
+        """Wait for the job's agents to end, clean up if that is expected; return what is left."""
+        self.faulty.await_end(play.job)
+        self.clean_up(play)
+        left = self.faulty.site.leftovers(self.guest(play.cell), self._copies)
         self.faulty.note_deaths()
         return tuple(left)
 
+    def overlap(self) -> str:
+        """See `Ground`."""
+        return traces.overlap(self.faulty.ran())
+
     def logs(self) -> str:
-        """See `Ground.logs`."""
+        """See `Ground`."""
         return self._faulty.logs() if self._faulty else ""
 
     def clear(self) -> None:
-        """See `Ground.clear`."""
+        """See `Ground`."""
         self._exits.close()
         if self._faulty is not None:
             self._faulty.site.close()
-            self._faulty = None
-
-
-def _unstruck(points: Sequence[str], logs: str) -> Iterator[str]:
-    """Yield the points of which no agent has said that it came there; those held are seen."""
-    for point in points:
-        side, moment, action = split_point(point)
-        if action != Action.STOP and f"{side}: fault point {moment}: {action}" not in logs:
-            yield point
-
-
-def _said(moved: Moved | None) -> Said | None:
-    if moved is None:
-        return None
-    error = moved.result.get("error") or {}
-    what = moved.error.strip() or moved.stderr[-300:]
-    return Said(moved.code, error.get("host"), error.get("phase"), error.get("next_step"), what)
+        self._faulty = self._struck = None
 
 
 def _tcp(probe: Probe | None) -> str:

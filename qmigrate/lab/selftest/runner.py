@@ -4,27 +4,11 @@ import fnmatch
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from qmigrate.core.errors import QmigrateError, UsageError
 from qmigrate.lab.selftest.cells import Cell
-from qmigrate.lab.selftest.checks import Evidence, judge
-
-
-class Ground(Protocol):
-    """Where cells are played: two hosts, a guest, and a controller."""
-
-    def can_play(self, cell: Cell) -> bool:
-        """Whether it may do what the cell asks for."""
-
-    def play(self, cell: Cell) -> Evidence:
-        """Move a guest under the cell's fault, to the very end; return what it came to."""
-
-    def logs(self) -> str:
-        """Return what the agents of the cell that was played have said."""
-
-    def clear(self) -> None:
-        """Remove all that the cell has left; the next one begins with nothing."""
+from qmigrate.lab.selftest.checks import judge
+from qmigrate.lab.selftest.ground import Ground
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,8 +104,9 @@ def _qemu() -> Iterator[Cell]:
             # As long as a monitor may be silent before it is given up.
             P.PREPARE: (*NEVER_MOVED, *MOVED),
             P.COPY: EITHER,
-            P.PRE_SWITCHOVER: BACK,
-            P.SWITCHOVER: EITHER,  # it was done with its part, or was told to cancel and wakes
+            # It wakes to migrate-continue and to migrate_cancel: whichever it comes to first.
+            P.PRE_SWITCHOVER: EITHER,
+            P.SWITCHOVER: EITHER,
             P.COMPLETED: MOVED,
             P.GO: MOVED,
             P.FINISH: MOVED,
@@ -122,10 +123,12 @@ def _qemu() -> Iterator[Cell]:
             P.PRE_SWITCHOVER: BACK,
             P.SWITCHOVER: BACK,
             P.COMPLETED: BACK,
-            # It was proved to run there before it died there.
-            P.FINISH: (Ending(End.ENDED, (0, 9)),),
         },
     )
+    # It was proved to run there before it died there; what it lived on stays, as any guest's does.
+    points = (f"{DESTINATION[P.FINISH]}:{A.KILL_QEMU}",)
+    ends = (Ending(End.ENDED, (0, 9)),)
+    yield Cell(V.DESTINATION_QEMU, F.KILL, P.FINISH, ends, points, left=True)
     # It may have run: what the source holds may be older. No disk is shared: resolve may run it.
     yield _held(
         V.DESTINATION_QEMU,
