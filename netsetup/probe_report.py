@@ -72,7 +72,7 @@ class ProbeReport:
         A port that begins to forward after the last ask makes silence of what is none.
         """
         bridge = self.facts.bridge
-        out = [p for p in self.facts.ports if p.bridge == bridge and p.kind != "tun"]
+        out = [p for p in self.facts.ports if p.bridge == bridge and p.leads_out]
         before = {port.name: port for port in self.early_ports}
         late = [p for p in out if not p.changing and self._began(before.get(p.name), p)]
         return (*(port for port in out if port.changing), *late)

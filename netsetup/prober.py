@@ -115,10 +115,10 @@ class Prober:
             self._send(mtu_bytes)
             if await self._until(lambda: bool(ledger.answered), started + until_s):
                 break
-        if ledger.answered:
-            with trio.move_on_at(started + SEARCH_S):
+        with trio.move_on_at(started + SEARCH_S) as search:
+            if ledger.answered:
                 await self._measure(mtu_bytes)
-        self._complete = True
+        self._complete = not search.cancelled_caught
 
     async def report(self, *, guest_mac: str | None = None) -> ProbeReport:
         """Return what was sent, heard and answered so far, and what netlink says of it.

@@ -70,6 +70,11 @@ class PortFacts:
         return self.kind in TUNNEL_KINDS or (self.is_ours and TUNNEL_WORD in (self.alias or ""))
 
     @property
+    def leads_out(self) -> bool:
+        """Whether other hosts may be behind it: behind a guest's tap is the guest."""
+        return self.kind != "tun" or self.is_tunnel
+
+    @property
     def is_ours(self) -> bool:
         """Whether qmigrate made it."""
         return (self.alias or "").startswith(OUR_ALIAS)

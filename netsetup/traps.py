@@ -157,7 +157,7 @@ def _at_departure(way: Way) -> Iterator[Trap]:
     if not facts.up:
         yield Trap(TrapKind.BRIDGE_DOWN, host, f"{host}'s {facts.bridge} is down")
         return
-    out = [p for p in facts.ports if p.bridge == facts.bridge and p.kind != "tun"]
+    out = [p for p in facts.ports if p.bridge == facts.bridge and p.leads_out]
     alive = [port for port in out if port.up and port.carrier]
     shut = [port for port in alive if not _forwards(port)]
     closed = [port for port in alive if _forwards(port) and not port.carries(vlan)]
@@ -188,7 +188,7 @@ def _narrow(way: Way, mtu_bytes: int) -> Iterator[Trap]:
         suspects += [
             f"{host}'s {port.name} has MTU {port.mtu_bytes}"
             for port in report.facts.ports
-            if port.mtu_bytes < mtu_bytes and port.kind != "tun" and port.up
+            if port.mtu_bytes < mtu_bytes and port.leads_out and port.up
         ]
     where = ", ".join(suspects) or "neither host's ports are: something between them is"
     yield Trap(
