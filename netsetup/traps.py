@@ -190,6 +190,7 @@ def _narrow(way: Way, mtu_bytes: int) -> Iterator[Trap]:
             for port in report.facts.ports
             if port.mtu_bytes < mtu_bytes and port.leads_out and port.up
         ]
+    suspects += [f"they come through the tunnel {p.name}" for p in way.ports if p.is_tunnel]
     where = ", ".join(suspects) or "neither host's ports are: something between them is"
     yield Trap(
         TrapKind.MTU_TOO_SMALL,
