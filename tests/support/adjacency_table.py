@@ -14,6 +14,11 @@ from tests.support.adjacency_places import NETWORKS
 TRIES_A_BUILD = 25  # a listening port listens for so long only
 
 
+def _spread(rising_ms: list[float]) -> str:
+    p95_ms = rising_ms[len(rising_ms) * 95 // 100]
+    return f"p50 {statistics.median(rising_ms):6.1f} p95 {p95_ms:6.1f} max {rising_ms[-1]:6.1f} ms"
+
+
 async def _table(names: list[str], tries: int) -> int:
     wrong = 0
     for name in names:
@@ -31,8 +36,7 @@ async def _table(names: list[str], tries: int) -> int:
         asking, whole = (sorted(r[part] * 1000 for r in results) for part in (1, 2))
         print(
             f"{name:30} {network.truth.adjacency:13} {good:3}/{tries}  "
-            f"ask p50 {statistics.median(asking):7.1f} max {asking[-1]:7.1f} ms  "
-            f"whole p50 {statistics.median(whole):7.1f} max {whole[-1]:7.1f} ms",
+            f"ask {_spread(asking)}  whole {_spread(whole)}",
             *(f"\n    {count}x {text}" for text, count in bad.items()),
             flush=True,
         )
