@@ -17,7 +17,7 @@ from pathlib import Path
 import trio
 
 from qmigrate.agent import twin
-from qmigrate.agent.places import secure_directory
+from qmigrate.agent.places import JobPlaces, remove_guest_directory, secure_directory
 from qmigrate.agent.requests import Done
 from qmigrate.agent.server import AgentContext
 from qmigrate.core.errors import HostError
@@ -40,8 +40,9 @@ SELFTEST = f"{RUN_DIRECTORY}/selftest"
 IMAGE, MONITOR, MEMORY = "tiny.bin", "qmp", "memory"
 START_DEADLINE_S = 30.0  # from exec until QEMU has gone into the background
 GREETING_DEADLINE_S = 30.0  # a job's agent may hold the monitor for its last moments
-AGENT = b"/qmigrate/agent/"  # in the words of every agent that was pushed
-OF_A_JOB = (b"guardian", b"worker")
+AGENT = "/qmigrate/agent/"  # in the words of every agent that was pushed
+OF_A_JOB = ("guardian", "worker")
+JOBS, LOCKS = f"{RUN_DIRECTORY}/jobs", f"{RUN_DIRECTORY}/locks"
 
 
 def _directory(name: str) -> Path:
@@ -114,11 +115,14 @@ async def look_tiny(_ctx: AgentContext, request: LookTiny) -> TinySeen:
             continue
         path = directory / MONITOR
         if b"-incoming" in words:
-            uuid = words[words.index(b"-uuid") + 1].decode()
-            path = Path(RUN_DIRECTORY, "guests", uuid, twin.MONITOR_NAME)
+            path = Path(RUN_DIRECTORY, "guests", _uuid(words), twin.MONITOR_NAME)
         state, marks = await _ask(str(path), request.name, directory / MEMORY)
         copies.append(TinyCopy(pid, state))
     return TinySeen(time.time(), tuple(copies), tuple(_traces(directory, copies)), marks)
+
+
+def _uuid(words: list[bytes]) -> str:
+    return words[words.index(b"-uuid") + 1].decode()
 
 
 def _traces(directory: Path, copies: list[TinyCopy]) -> Iterator[TinyTrace]:
@@ -162,22 +166,56 @@ def _read(dump: Path) -> Marks:
 
 
 async def end_tiny(_ctx: AgentContext, request: EndTiny) -> Done:
-    """End every copy of the guest here; with `forget` its directory goes as well."""
+    """End every copy of the guest here, with what it lived on.
+
+    With `forget` all that is left goes as well: agents of its jobs that wait for what will not
+    come, their records, its directory.
+    """
     ended = 0
-    for pid, _ in tuple(_copies(request.name)):
-        try:
-            pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            continue
-        try:
-            await twin.kill(pidfd)
-            ended += 1
-        finally:
-            os.close(pidfd)
+    for pid, words in tuple(_copies(request.name)):
+        ended += await _kill(pid)
+        if b"-incoming" in words:
+            remove_guest_directory(_uuid(words))
     if request.forget:
+        for pid, _ in tuple(_agents(request.name)):
+            await _kill(pid)
+        for places in map(JobPlaces, _jobs(request.name)):
+            places.remove()
+        _forget_locks(request.name)
         shutil.rmtree(_directory(request.name), ignore_errors=True)
         _remove_if_empty(Path(SELFTEST))
     return Done(f"{ended} ended")
+
+
+async def _kill(pid: int) -> bool:
+    """End a process; return whether it was there."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        await twin.kill(pidfd)
+    finally:
+        os.close(pidfd)
+    return True
+
+
+def _forget_locks(name: str) -> None:
+    """Remove the locks of the guest's jobs: nobody who held one is left."""
+    for path in Path(LOCKS).glob("*"):
+        try:
+            if path.read_text(errors="replace").startswith(f"{name}-"):
+                path.unlink()
+        except OSError:  # another job's, gone meanwhile
+            continue
+
+
+def _jobs(name: str) -> list[str]:
+    """Return the jobs of the guest that have something here."""
+    try:
+        return [each.name for each in os.scandir(JOBS) if each.name.startswith(f"{name}-")]
+    except FileNotFoundError:
+        return []
 
 
 def _remove_if_empty(path: Path) -> None:
@@ -189,18 +227,30 @@ def _remove_if_empty(path: Path) -> None:
 
 async def look_around(_ctx: AgentContext, _request: LookAround) -> Around:
     """Return what of ours is here: agents of jobs, their files, taps; not the throw-away guest."""
-    return Around(tuple(sorted((*_agents(), *_files(), *_taps()))))
+    agents = (f"process {words}" for _, words in _agents(""))
+    return Around(tuple(sorted((*agents, *_files(), *_taps()))))
 
 
-def _agents() -> Iterator[str]:
+def _agents(guest: str) -> Iterator[tuple[int, str]]:
+    """Yield pid and words of each agent and guardian of a guest's jobs, guardians first.
+
+    An agent whose guardian lives would be started again. No guest: those of all jobs.
+    """
+    found = []
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
             try:
-                words = Path(entry.path, "cmdline").read_bytes().split(b"\0")
+                words = (
+                    Path(entry.path, "cmdline").read_bytes().decode(errors="replace").split("\0")
+                )
             except OSError:
                 continue
-            if any(AGENT in word for word in words) and any(mode in words for mode in OF_A_JOB):
-                yield f"process {b' '.join(words).decode(errors='replace').strip()}"
+            mode = next((mode for mode in OF_A_JOB if mode in words), None)
+            if mode and any(AGENT in word for word in words):
+                job = words[words.index(mode) + 1]
+                if not guest or job.startswith(f"{guest}-"):
+                    found.append((mode, int(entry.name), " ".join(words).strip()))
+    yield from ((pid, words) for _, pid, words in sorted(found))  # "guardian" before "worker"
 
 
 def _files() -> Iterator[str]:

@@ -16,12 +16,11 @@ if TYPE_CHECKING:
 NAME = "selftest"
 HELP = "strike a move with every fault there is, and see that one copy runs whatever dies"
 EXAMPLES = """\
-qmigrate selftest                                 all cells, in a lab of its own: half an hour
-qmigrate selftest --list                          what is struck, when, and the end expected
-qmigrate selftest --cells 'source agent*'         some of them
-qmigrate selftest root@alpha root@beta            between two real hosts, with a throw-away guest;
-                                                  only the job's own processes and sockets are hit
-qmigrate selftest --random 300 --seed 7           there and back, a fault in one move of three"""
+qmigrate selftest                             all cells, in a lab of its own: half an hour
+qmigrate selftest --list                      what is struck, when, and the end expected
+qmigrate selftest --cells source?agent*       some of them
+qmigrate selftest root@alpha root@beta        two real hosts; only a throw-away guest is struck
+qmigrate selftest --random 300 --seed 7       there and back, a fault in one move of three"""
 SCHEMA = "qmigrate.selftest/1"
 FAILED = 1  # a cell did not end as the table says: a defect of ours
 

@@ -29,7 +29,7 @@ from qmigrate.lab.selftest import site as shared
 from qmigrate.lab.selftest.commands import MOVE_DEADLINE_S, Moved, Moving
 from qmigrate.lab.selftest.monitor import ANSWER_DEADLINE_S, Qmp
 from qmigrate.lab.selftest.site import HOSTS, LINUX_IP4, Copy, command_line, is_passing, stays
-from qmigrate.lab.topology import TOPOLOGIES
+from qmigrate.lab.topologies import TOPOLOGIES
 
 __all__ = [
     "HOSTS",
@@ -156,10 +156,15 @@ class Site(shared.Site):
 
     # Moving
 
-    def run(self, *words: str, env: Mapping[str, str] | None = None) -> Moved:
+    def run(
+        self,
+        *words: str,
+        env: Mapping[str, str] | None = None,
+        deadline_s: float = MOVE_DEADLINE_S,
+    ) -> Moved:
         """Run any `qmigrate` on the client to its end."""
         self.remember()
-        return super(Site, self).run(*words, env=env)
+        return super(Site, self).run(*words, env=env, deadline_s=deadline_s)
 
     def begin(self, *words: str) -> Moving:
         """Start any `qmigrate` on the client, as `begin("migrate", "web1", "beta", "--json")`."""

@@ -11,6 +11,7 @@ from typing import Any
 from qmigrate.core.errors import HostError
 
 MOVE_DEADLINE_S = 120.0  # of a whole `qmigrate`, whose own deadlines are shorter
+SAY_DEADLINE_S = 45.0  # of a command about a job that is decided, or will be in a moment
 JOB = "job "  # begins the words of the progress that names the job
 
 

@@ -28,7 +28,7 @@ from qmigrate.core.throwaway import (
 from qmigrate.core.tiny import Marks, compare_marks
 from qmigrate.lab.selftest import traces
 from qmigrate.lab.selftest.cells import Cell
-from qmigrate.lab.selftest.commands import MOVE_DEADLINE_S, Moved, Moving, moved
+from qmigrate.lab.selftest.commands import SAY_DEADLINE_S, Moved, Moving, moved
 from qmigrate.lab.selftest.ground import Ground, Play, Seen
 from qmigrate.lab.selftest.hands import Hands
 
@@ -124,7 +124,9 @@ class HostsGround(Ground):
     def begin(self, play: Play, words: tuple[str, ...]) -> Moving:
         """See `Ground`."""
         pipe = subprocess.PIPE
-        process = subprocess.Popen(self._command(words), stdout=pipe, stderr=pipe, text=True)
+        process = subprocess.Popen(
+            self._command(words), stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True
+        )
         self._processes.append(process)
         moving = Moving(process)
         self._job = moving.until_job()
@@ -132,9 +134,16 @@ class HostsGround(Ground):
 
     def run(self, *words: str) -> Moved:
         """See `Ground`."""
-        done = subprocess.run(
-            self._command(words), capture_output=True, text=True, timeout=MOVE_DEADLINE_S
-        )
+        try:
+            done = subprocess.run(
+                self._command(words),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=SAY_DEADLINE_S,
+            )
+        except subprocess.TimeoutExpired:
+            raise HostError(f"qmigrate {words[0]} did not end in {SAY_DEADLINE_S:g} s") from None
         return moved(done.returncode, done.stdout, done.stderr)
 
     # What it came to

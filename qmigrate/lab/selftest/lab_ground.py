@@ -11,11 +11,11 @@ from qmigrate.lab.guests import LabGuest
 from qmigrate.lab.lab import Lab
 from qmigrate.lab.selftest import strokes, traces
 from qmigrate.lab.selftest.cells import Cell, Load
-from qmigrate.lab.selftest.commands import Moved, Moving
+from qmigrate.lab.selftest.commands import SAY_DEADLINE_S, Moved, Moving
 from qmigrate.lab.selftest.faulty import Faulty, Struck
 from qmigrate.lab.selftest.ground import Ground, Play, Seen
 from qmigrate.lab.selftest.site import HOSTS, LINUX_IP4, Copy, Site
-from qmigrate.lab.topology import TOPOLOGIES
+from qmigrate.lab.topologies import TOPOLOGIES
 
 DISK_MIB = 1
 GUEST = "tiny1"
@@ -97,7 +97,7 @@ class LabGround(Ground):
 
     def run(self, *words: str) -> Moved:
         """See `Ground`."""
-        return self.faulty.site.run(*words)
+        return self.faulty.site.run(*words, deadline_s=SAY_DEADLINE_S)
 
     def strike(self, play: Play) -> None:
         """Let an agent stand still, strike, and let it go on."""

@@ -229,10 +229,15 @@ class Site:
         """Run `qmigrate migrate` on the client; return how it ended."""
         return self.run("migrate", name, destination, *options, "--json")
 
-    def run(self, *words: str, env: Mapping[str, str] | None = None) -> Moved:
+    def run(
+        self,
+        *words: str,
+        env: Mapping[str, str] | None = None,
+        deadline_s: float = MOVE_DEADLINE_S,
+    ) -> Moved:
         """Run any `qmigrate` on the client to its end."""
         done = self.lab.run(
-            "client", ["qmigrate", *words], check=False, timeout_s=MOVE_DEADLINE_S, env=env
+            "client", ["qmigrate", *words], check=False, timeout_s=deadline_s, env=env
         )
         return moved(done.returncode, done.stdout, done.stderr)
 
