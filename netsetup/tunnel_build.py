@@ -182,13 +182,13 @@ def _create(ip: Any, spec: TunnelSpec, kind: Kind, parts: Parts) -> list[str]:
         raise NoSuchLinkError(f"there is no bridge {spec.bridge}")
     # A bridge takes its smallest port's MTU for its own.
     mtu_bytes = max(spec.mtu_bytes, bridge.get("mtu"))
-    had = set(parts)
+    had = parts[Part.PORT]["index"] if Part.PORT in parts else None
     mended += kind.build(ip, spec, parts, mtu_bytes)
     port = need_link(ip, spec.name(Part.PORT))
     _claim(ip, spec, parts, port)
     joined = port.get("master") == bridge["index"]
     if not joined:
-        mended += [f"{port.get('ifname')} was in no bridge"] if Part.PORT in had else []
+        mended += [f"{port.get('ifname')} was in no bridge"] if port["index"] == had else []
         ip.link("set", index=port["index"], master=bridge["index"])
     mended += _treat(ip, spec, port["index"], joined)
     if not port["flags"] & IFF_UP:

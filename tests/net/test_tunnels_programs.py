@@ -34,12 +34,9 @@ def verdict(program: bytes, frame: bytes) -> int:
     frame = frame.ljust(60, b"\0")
     octets = ctypes.create_string_buffer(frame, len(frame))
     with loaded(program, name_of(program)) as descriptor:
-        attributes = ctypes.create_string_buffer(
-            struct.pack(
-                "=IIIIQQII", descriptor, 0, len(frame), 0, ctypes.addressof(octets), 0, 1, 0
-            )
-            + bytes(24)
-        )
+        where = ctypes.addressof(octets)
+        asked = struct.pack("=IIIIQQII", descriptor, 0, len(frame), 0, where, 0, 1, 0)
+        attributes = ctypes.create_string_buffer(asked + bytes(24))
         assert _libc.syscall(_BPF, _TEST_RUN, attributes, len(attributes)) == 0, ctypes.get_errno()
         (returned,) = struct.unpack_from("=i", attributes, 4)
     return int(returned)
