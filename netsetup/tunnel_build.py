@@ -179,7 +179,15 @@ def _create(ip: Any, spec: TunnelSpec, kind: Kind, parts: Parts) -> list[str]:
         mended += ensure_private_bridge(ip, spec, parts.get(Part.BRIDGE))
     bridge = get_link(ip, spec.bridge)
     if bridge is None or bridge.get(("linkinfo", "kind")) != "bridge":
-        raise NoSuchLinkError(f"there is no bridge {spec.bridge}")
+        others = [
+            message.get("ifname")
+            for message in ip.link("dump")
+            if message.get(("linkinfo", "kind")) == "bridge"
+        ]
+        raise NoSuchLinkError(
+            f"there is no bridge {spec.bridge}",
+            next_step=f"bridges here: {', '.join(others) or 'none'}",
+        )
     # A bridge takes its smallest port's MTU for its own.
     mtu_bytes = max(spec.mtu_bytes, bridge.get("mtu"))
     had = parts[Part.PORT]["index"] if Part.PORT in parts else None
