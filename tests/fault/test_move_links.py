@@ -1,11 +1,9 @@
-"""Links, hosts, controllers and guests that fail during a move, on real wires."""
+"""What the fault table (`test_selftest`) has no cell for: odd wires, busy guests, two at once."""
 
 import contextlib
-import json
 import os
 import signal
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,15 +12,12 @@ import pytest
 from qmigrate.lab import workload
 from qmigrate.lab.lab import Way
 from tests.support.faulting import Faulty, Struck, await_death
-from tests.support.moving import HOSTS, LINUX_IP4, Moved
+from tests.support.moving import HOSTS, LINUX_IP4
 
 pytestmark = [pytest.mark.fault, pytest.mark.qemu, pytest.mark.net]
 
 SLOW = ("--bandwidth", "1MiB")
 UPLINK = "uplink"  # a lab host's cable
-
-# Of the parametrised ones what an ordinary run takes; `pytest tests/fault --matrix` takes all.
-DAILY = frozenset({"before check", "before send-go", "both"})
 
 
 def _start(faulty: Faulty) -> None:
@@ -40,35 +35,7 @@ def _assert_ended_on(faulty: Faulty, struck: Struck, host: str) -> None:
     assert faulty.site.leftovers("tiny1") == []
 
 
-def _watch(faulty: Faulty, struck: Struck) -> Moved:
-    return faulty.site.run("watch", f"{struck.job}@alpha", "--json")
-
-
 # The controller
-
-
-@pytest.mark.parametrize(
-    "moment", ["after migrate", "before check", "before send-go", "after send-go"]
-)
-def test_a_job_outlives_its_controller(faulty: Faulty, moment: str) -> None:
-    _start(faulty)
-    struck = faulty.begin("tiny1", points=[f"source:{moment}:stop"])
-    held = struck.hold("source", moment)
-    struck.kill_controller()
-    held.release()
-    watched = _watch(faulty, struck)
-    assert (watched.code, watched.result["outcome"]) == (0, "migrated")
-    _assert_ended_on(faulty, struck, "beta")
-    assert _watch(faulty, struck).code == 0  # also when it is long over
-
-
-def test_a_controller_that_dies_before_the_source_was_asked_leaves_nothing(faulty: Faulty) -> None:
-    _start(faulty)
-    struck = faulty.begin("tiny1", points=["destination:at prepare:stop"])
-    held = struck.hold("destination", "at prepare")
-    struck.kill_controller()
-    held.release()
-    _assert_ended_on(faulty, struck, "alpha")
 
 
 def test_of_two_controllers_at_once_one_wins(faulty: Faulty) -> None:
@@ -95,48 +62,16 @@ def _cut(faulty: Faulty, host: str, way: Way = Way.BOTH) -> Iterator[None]:
         faulty.site.lab.mend(host)
 
 
-@pytest.mark.parametrize("moment", ["after migrate", "before check", "before send-go"])
-def test_a_link_that_is_cut_for_a_second_is_noticed_by_nobody(faulty: Faulty, moment: str) -> None:
-    _start(faulty)
-    struck = faulty.begin("tiny1", points=[f"source:{moment}:stop"])
-    held = struck.hold("source", moment)
-    with _cut(faulty, "beta"):
-        held.release()
-        time.sleep(1.0)  # noqa: TID251 - how long it is cut is what is tried
-    moved = struck.finish()
-    assert moved.code == 0, moved.error
-    _assert_ended_on(faulty, struck, "beta")
-
-
-@pytest.mark.parametrize("way", [Way.BOTH, Way.IN])
-def test_a_link_cut_for_good_in_the_copy_leaves_the_guest_where_it_is(
-    faulty: Faulty, way: Way
-) -> None:
+def test_a_link_cut_one_way_only_in_the_copy_leaves_the_guest_where_it_is(faulty: Faulty) -> None:
     _start(faulty)
     struck = faulty.begin("tiny1", *SLOW, points=["source:after migrate:stop"])
     held = struck.hold("source", "after migrate")
-    with _cut(faulty, "beta", way):
+    with _cut(faulty, "beta", Way.IN):
         held.release()
         moved = struck.finish()
         assert (moved.code, moved.result["error"]["host"]) == (5, "beta"), moved.error
         faulty.await_end(struck.job)  # it has stopped waiting by itself: nobody could tell it
     _assert_ended_on(faulty, struck, "alpha")
-
-
-def test_a_link_cut_between_completed_and_go_holds_both_until_it_is_back(faulty: Faulty) -> None:
-    _start(faulty)
-    struck = faulty.begin("tiny1", points=["source:before send-go:stop"])
-    held = struck.hold("source", "before send-go")
-    with _cut(faulty, "beta"):
-        held.release()
-        moved = struck.finish()
-        assert moved.code == 7, moved.error
-        assert f"qmigrate watch {struck.job}" in moved.error
-        assert not any(ran.goes_on for ran in faulty.ran())  # nobody acts on what he cannot know
-        assert sorted(copy.host for copy in struck.copies()) == ["alpha", "beta"]
-    watched = _watch(faulty, struck)
-    assert (watched.code, watched.result["outcome"]) == (0, "migrated")
-    _assert_ended_on(faulty, struck, "beta")
 
 
 PORTS = (47100, 47103)
@@ -219,36 +154,6 @@ def test_a_destination_that_dies_while_the_switchover_is_stuck_leaves_it_on_the_
     _assert_ended_on(faulty, struck, "alpha")
 
 
-# The hosts
-
-
-def test_a_destination_that_loses_its_power_in_the_copy_changes_nothing(faulty: Faulty) -> None:
-    _start(faulty)
-    struck = faulty.begin("tiny1", *SLOW, points=["source:after migrate:stop"])
-    held = struck.hold("source", "after migrate")
-    faulty.power_off("beta")
-    held.release()
-    moved = struck.finish()
-    faulty.power_on("beta")
-    assert (moved.code, moved.result["error"]["host"]) == (5, "beta"), moved.error
-    _assert_ended_on(faulty, struck, "alpha")
-
-
-def test_a_source_that_loses_its_power_in_the_copy_ends_the_guest(faulty: Faulty) -> None:
-    _start(faulty)
-    struck = faulty.begin("tiny1", *SLOW, points=["source:after migrate:stop"])
-    struck.hold("source", "after migrate")
-    faulty.power_off("alpha")
-    moved = struck.finish()
-    assert moved.code == 7, moved.error
-    assert "alpha" in json.dumps(moved.result["error"])
-    faulty.await_end(struck.job, "beta")
-    faulty.power_on("alpha")
-    assert faulty.site.copies("tiny1") == []
-    faulty.assert_never_two()
-    assert faulty.site.leftovers("tiny1") == []
-
-
 # The destination's agent
 
 
@@ -326,16 +231,3 @@ def test_a_guest_that_reboots_in_the_copy_moves_on(faulty: Faulty) -> None:
     assert site.copy("web1").host == "beta"
     faulty.assert_never_two()
     assert site.leftovers("web1") == []
-
-
-def test_a_destination_whose_agent_dies_in_the_copy_is_found_again(faulty: Faulty) -> None:
-    _start(faulty)
-    struck = faulty.begin("tiny1", *SLOW, points=["source:after migrate:stop"])
-    held = struck.hold("source", "after migrate")
-    struck.kill_agent("beta")
-    held.release()
-    struck.heard("alpha", "linked, generation 1.2")
-    _hurry(faulty, struck)
-    moved = struck.finish()
-    assert moved.code == 0, moved.error
-    _assert_ended_on(faulty, struck, "beta")

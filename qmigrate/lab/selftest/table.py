@@ -7,45 +7,27 @@ source; from the destination's `go` it is there; in between nobody acts on what 
 from collections.abc import Iterator, Mapping
 
 from qmigrate.core.faults import Action
-from qmigrate.lab.selftest.cells import Cell, End, Ending, Fault, Load, Phase, Stroke, Victim
-
-V, F, P, S, A = Victim, Fault, Phase, Stroke, Action
-
-# Where a phase is, for each side: an effect or event of that side's own.
-SOURCE = {
-    P.PREPARE: "source:at prepare",
-    P.COPY: "source:after migrate",
-    P.PRE_SWITCHOVER: "source:before check",
-    P.SWITCHOVER: "source:after migrate-continue",
-    P.COMPLETED: "source:before send-go",
-    P.GO: "source:after send-go",
-    P.FINISH: "source:after record proved",
-}
-DESTINATION = {
-    P.PREPARE: "destination:at prepare",
-    P.COPY: "destination:at copying",
-    P.PRE_SWITCHOVER: "destination:at pre-switchover",
-    P.SWITCHOVER: "destination:at switchover",
-    P.COMPLETED: "destination:at loaded",
-    P.GO: "destination:after record go",
-    P.FINISH: "destination:after record running",
-}
-SLOW = ("--bandwidth", "1MiB")  # tiny dirties more: such a copy does not end by itself
-LINKED_AGAIN = "linked, generation 1.2"  # of the source's log
-
-MOVED = (Ending(End.DESTINATION, (0,)),)
-REFUSED = (Ending(End.SOURCE, (4,)),)  # nothing was touched
-BACK = (Ending(End.SOURCE, (5,)),)
-NEVER_MOVED = (Ending(End.SOURCE, (4, 5)),)  # whether the copy had begun is a matter of moments
-GUEST_ENDED = (Ending(End.ENDED, (9,)),)
-UNKNOWN_MOVED = (Ending(End.DESTINATION, (7,)),)  # and `watch` or `resolve` says it
-UNKNOWN_BACK = (Ending(End.SOURCE, (7,)),)
-UNKNOWN_ENDED = (Ending(End.ENDED, (7, 9)),)
-LEFT_ALONE_MOVED = (Ending(End.DESTINATION, ()),)  # the controller is dead: `watch` is asked
-LEFT_ALONE_BACK = (Ending(End.SOURCE, ()),)
-EITHER = (*MOVED, *BACK)
-
-Ends = tuple[Ending, ...]
+from qmigrate.lab.selftest import outside
+from qmigrate.lab.selftest.cells import Cell, End, Ending, Fault, Load, Phase, Victim
+from qmigrate.lab.selftest.words import (
+    BACK,
+    DESTINATION,
+    EITHER,
+    GUEST_ENDED,
+    LINKED_AGAIN,
+    MOVED,
+    NEVER_MOVED,
+    REFUSED,
+    SLOW,
+    SOURCE,
+    UNKNOWN_BACK,
+    UNKNOWN_MOVED,
+    A,
+    Ends,
+    F,
+    P,
+    V,
+)
 
 
 def _row(
@@ -58,24 +40,6 @@ def _row(
     """Yield a cell a phase in which an agent does `action`."""
     for phase, expected in ends.items():
         yield Cell(victim, fault, phase, expected, (f"{where[phase]}:{action}",))
-
-
-def _strokes(
-    victim: Victim,
-    fault: Fault,
-    stroke: Stroke,
-    ends: Mapping[str, tuple[Phase, Ends]],
-) -> Iterator[Cell]:
-    """Yield a cell a point at which an agent stands still while somebody strikes."""
-    for point, (phase, expected) in ends.items():
-        points = (f"{point}:{A.STOP}",)
-        yield Cell(victim, fault, phase, expected, points, stroke)
-
-
-def _held(
-    victim: Victim, fault: Fault, phase: Phase, ends: Ends, points: tuple[str, ...], **more: object
-) -> Cell:
-    return Cell(victim, fault, phase, ends, points, held=True, **more)  # type: ignore[arg-type]
 
 
 def _qemu() -> Iterator[Cell]:
@@ -130,12 +94,13 @@ def _qemu() -> Iterator[Cell]:
     ends = (Ending(End.ENDED, (0, 9)),)
     yield Cell(V.DESTINATION_QEMU, F.KILL, P.FINISH, ends, points, left=True)
     # It may have run: what the source holds may be older. No disk is shared: resolve may run it.
-    yield _held(
+    yield Cell(
         V.DESTINATION_QEMU,
         F.KILL,
         P.GO,
         UNKNOWN_BACK,
         (f"{DESTINATION[P.GO]}:{A.KILL_QEMU}",),
+        held=True,
         resolve=("--resume-source-anyway",),
     )
     yield from _row(
@@ -271,143 +236,6 @@ def _guardians() -> Iterator[Cell]:
         yield Cell(V.DESTINATION_BOTH, F.KILL, phase, ends, points, held=held, left=True)
 
 
-def _controllers() -> Iterator[Cell]:
-    for phase in (P.COPY, P.PRE_SWITCHOVER, P.SWITCHOVER, P.COMPLETED, P.GO, P.FINISH):
-        points = (f"{SOURCE[phase]}:{A.UNTIL_LEFT}",)
-        yield Cell(V.CONTROLLER, F.KILL, phase, LEFT_ALONE_MOVED, points, S.KILL_CONTROLLER)
-    for point, place, ends in (
-        (DESTINATION[P.PREPARE], "the source was not asked yet", LEFT_ALONE_BACK),
-        (SOURCE[P.PREPARE], "both were asked", LEFT_ALONE_MOVED),
-    ):
-        stops = (f"{point}:{A.STOP}",)
-        yield Cell(V.CONTROLLER, F.KILL, P.PREPARE, ends, stops, S.KILL_CONTROLLER, place)
-    lost: dict[str, tuple[Phase, Ends]] = {
-        SOURCE[phase]: (phase, REFUSED if phase is P.PREPARE else UNKNOWN_MOVED) for phase in Phase
-    }
-    yield from _strokes(V.SSH, F.CUT, S.CUT_SSH_SOURCE, lost)
-    for phase, ends in ((P.PREPARE, REFUSED), (P.COMPLETED, MOVED), (P.GO, MOVED)):
-        stops = (f"{DESTINATION[phase]}:{A.STOP}",)
-        place = "to the destination"
-        yield Cell(V.SSH, F.CUT, phase, ends, stops, S.CUT_SSH_DESTINATION, place)
-
-
-def _paths() -> Iterator[Cell]:
-    yield Cell(
-        V.LINK,
-        F.CUT_1S,
-        P.COPY,
-        MOVED,
-        (f"{SOURCE[P.COPY]}:{A.CUT_LINK}",),
-        options=SLOW,
-        hurry=LINKED_AGAIN,
-    )
-    for point, phase, ends in (
-        ("destination:at loading", P.PREPARE, NEVER_MOVED),
-        (SOURCE[P.PRE_SWITCHOVER], P.PRE_SWITCHOVER, BACK),  # the guest stands: no time to mend
-        (SOURCE[P.SWITCHOVER], P.SWITCHOVER, MOVED),
-        (SOURCE[P.COMPLETED], P.COMPLETED, MOVED),
-        (SOURCE[P.GO], P.GO, MOVED),
-        (SOURCE[P.FINISH], P.FINISH, MOVED),
-    ):
-        yield Cell(V.LINK, F.CUT_1S, phase, ends, (f"{point}:{A.CUT_LINK}",))
-    for phase in (P.COMPLETED, P.GO, P.FINISH):
-        points = (f"{DESTINATION[phase]}:{A.CUT_LINK}",)
-        yield Cell(V.LINK, F.CUT_1S, phase, MOVED, points, place="by the destination")
-    at_continue = "source:before migrate-continue"
-    yield from _strokes(
-        V.PATH,
-        F.CUT_1S,
-        S.CUT_PATH_1S,
-        {
-            SOURCE[P.PREPARE]: (P.PREPARE, MOVED),
-            SOURCE[P.COPY]: (P.COPY, MOVED),
-            SOURCE[P.PRE_SWITCHOVER]: (P.PRE_SWITCHOVER, MOVED),
-            at_continue: (P.SWITCHOVER, MOVED),
-            SOURCE[P.COMPLETED]: (P.COMPLETED, MOVED),
-            DESTINATION[P.GO]: (P.GO, MOVED),
-            SOURCE[P.FINISH]: (P.FINISH, MOVED),
-        },
-    )
-    yield from _strokes(
-        V.PATH,
-        F.CUT,
-        S.CUT_PATH,
-        {
-            SOURCE[P.PREPARE]: (P.PREPARE, REFUSED),
-            SOURCE[P.COPY]: (P.COPY, BACK),
-            SOURCE[P.PRE_SWITCHOVER]: (P.PRE_SWITCHOVER, BACK),
-            at_continue: (P.SWITCHOVER, BACK),
-            # The controller reaches both: GO and RUNNING go by way of it.
-            SOURCE[P.COMPLETED]: (P.COMPLETED, MOVED),
-            DESTINATION[P.GO]: (P.GO, MOVED),
-            SOURCE[P.FINISH]: (P.FINISH, MOVED),
-        },
-    )
-    for point, phase, ends, held in (
-        (SOURCE[P.COPY], P.COPY, BACK, False),
-        (SOURCE[P.PRE_SWITCHOVER], P.PRE_SWITCHOVER, BACK, False),
-        (at_continue, P.SWITCHOVER, BACK, False),
-        (SOURCE[P.COMPLETED], P.COMPLETED, UNKNOWN_MOVED, True),
-        (DESTINATION[P.GO], P.GO, UNKNOWN_MOVED, False),
-    ):
-        stops = (f"{point}:{A.STOP}",)
-        yield Cell(V.CABLE, F.CUT, phase, ends, stops, S.CUT_CABLE, held=held)
-
-
-def _hosts() -> Iterator[Cell]:
-    dead = ("--host-is-dead", "{source}")
-    for point, phase, ends, held in (
-        (DESTINATION[P.PREPARE], P.PREPARE, (Ending(End.ENDED, (4, 7, 9)),), False),
-        (SOURCE[P.COPY], P.COPY, UNKNOWN_ENDED, False),
-        (SOURCE[P.PRE_SWITCHOVER], P.PRE_SWITCHOVER, UNKNOWN_ENDED, False),
-        ("source:before migrate-continue", P.SWITCHOVER, UNKNOWN_ENDED, False),
-        (SOURCE[P.COMPLETED], P.COMPLETED, UNKNOWN_MOVED, True),
-        (DESTINATION[P.GO], P.GO, UNKNOWN_MOVED, False),
-        (SOURCE[P.FINISH], P.FINISH, UNKNOWN_MOVED, False),
-    ):
-        stops, stroke = (f"{point}:{A.STOP}",), S.POWER_OFF_SOURCE
-        yield Cell(
-            V.SOURCE_HOST, F.CUT, phase, ends, stops, stroke, held=held, resolve=dead, left=True
-        )
-    anyway = ("--resume-source-anyway",)
-    for point, phase, ends, held in (
-        (DESTINATION[P.PREPARE], P.PREPARE, REFUSED, False),
-        (SOURCE[P.COPY], P.COPY, BACK, False),
-        (SOURCE[P.PRE_SWITCHOVER], P.PRE_SWITCHOVER, BACK, False),
-        ("source:before migrate-continue", P.SWITCHOVER, BACK, False),
-        (SOURCE[P.COMPLETED], P.COMPLETED, UNKNOWN_BACK, True),
-        (DESTINATION[P.GO], P.GO, UNKNOWN_BACK, True),
-        (SOURCE[P.FINISH], P.FINISH, (Ending(End.ENDED, (0, 7, 8, 9)),), False),
-    ):
-        stops, stroke = (f"{point}:{A.STOP}",), S.POWER_OFF_DESTINATION
-        yield Cell(
-            *(V.DESTINATION_HOST, F.CUT, phase, ends, stops, stroke),
-            held=held,
-            resolve=anyway if held else (),
-            left=True,
-        )
-
-
-def _resources() -> Iterator[Cell]:
-    fill = (
-        (V.SOURCE_RUN, S.FILL_SOURCE, SOURCE),
-        (V.DESTINATION_RUN, S.FILL_DESTINATION, DESTINATION),
-    )
-    for victim, stroke, where in fill:
-        yield Cell(victim, F.STAYS, P.PREPARE, REFUSED, (), stroke, "before the job")
-        at = {where[phase]: (phase, MOVED) for phase in (P.COPY, P.COMPLETED, P.GO, P.FINISH)}
-        yield from _strokes(victim, F.STAYS, stroke, at)
-    for point, phase, ends in (
-        ("destination:at start", P.PREPARE, NEVER_MOVED),
-        (DESTINATION[P.COPY], P.COPY, BACK),
-    ):
-        yield Cell(V.MEMORY, F.STAYS, phase, ends, (f"{point}:{A.STOP}",), S.SHORT_MEMORY)
-    for point, phase in ((SOURCE[P.COMPLETED], P.COMPLETED), (DESTINATION[P.GO], P.GO)):
-        stops = (f"{point}:{A.STOP}",)
-        more = {"stroke": S.TAKE_LOCK, "load": Load.DISK}
-        yield _held(V.LOCK, F.STAYS, phase, UNKNOWN_BACK, stops, **more)
-
-
 def _with_tcp() -> Iterator[Cell]:
     for victim, fault, phase, where, action, ends in (
         (V.SOURCE_AGENT, F.KILL, P.PRE_SWITCHOVER, SOURCE, A.KILL, BACK),
@@ -424,10 +252,10 @@ CELLS: tuple[Cell, ...] = (
     *_qemu(),
     *_agents(),
     *_guardians(),
-    *_controllers(),
-    *_paths(),
-    *_hosts(),
-    *_resources(),
+    *outside.controllers(),
+    *outside.paths(),
+    *outside.hosts(),
+    *outside.resources(),
     *_with_tcp(),
 )
 
