@@ -174,6 +174,26 @@ def neighbour_advertisement(
     return _frame(ALL_NODES_MAC, mac, vlan, ETHERTYPE_IPV6, header + load)
 
 
+def address_question(mac: bytes, address: Address, *, vlan: int | None = None) -> bytes:
+    """Return a frame from `mac` that asks who has `address`, and moves nobody's cache.
+
+    ARP without a sender's address (RFC 5227 §2.1.1); a solicitation from the link-local address
+    that `mac` stands for: from none it would end the guest's own check of that address.
+    """
+    if isinstance(address, IPv4Address):
+        load = _ARP.pack(1, ETHERTYPE_IPV4, 6, 4, 1, mac, bytes(4), bytes(6), address.packed)
+        return _frame(BROADCAST, mac, vlan, ETHERTYPE_ARP, load)
+    low = address.packed[13:]
+    group = bytes.fromhex("ff0200000000000000000001ff") + low  # RFC 4291 §2.7.1
+    own = bytes.fromhex("fe80") + bytes(6) + bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
+    load = _ND.pack(NEIGHBOUR_SOLICITATION, 0, 0, 0, address.packed)
+    load += struct.pack("!BB6s", _OPTION_SOURCE_LLA, 1, mac)
+    checksum = icmpv6_checksum(own, group, load)
+    load = load[:2] + struct.pack("!H", checksum) + load[4:]
+    header = _IPV6.pack(6 << 28, len(load), ICMPV6, 255, own, group)
+    return _frame(b"\x33\x33\xff" + low, mac, vlan, ETHERTYPE_IPV6, header + load)
+
+
 def icmpv6_checksum(source: bytes, destination: bytes, message: bytes) -> int:
     """Return the checksum over pseudo header and message (RFC 8200 §8.1); 0 if it is in there."""
     octets = source + destination + struct.pack("!II", len(message), ICMPV6) + message

@@ -13,6 +13,7 @@ from qmigrate.core.handover import Word
 from qmigrate.core.holdings import EndedJob, JobOnHost
 from qmigrate.core.job import JobNote, JobReport, JobSpec, Limits
 from qmigrate.core.model import Address, Guest, GuestDetail, HostFacts
+from qmigrate.core.network import NETWORK_NOTES, NETWORK_REPLIES, NetworkRequest
 from qmigrate.core.secret import Identity
 from qmigrate.core.throwaway import (
     Around,
@@ -329,6 +330,7 @@ Request = (
     | LookTiny
     | EndTiny
     | LookAround
+    | NetworkRequest
 )
 
 REPLIES: dict[type, type] = {
@@ -359,6 +361,7 @@ REPLIES: dict[type, type] = {
     LookTiny: TinySeen,
     EndTiny: Done,
     LookAround: Around,
+    **NETWORK_REPLIES,
 }
 
 NOTES: dict[type, Any] = {  # what the notes of a streaming request are; a union must be tagged
@@ -366,4 +369,5 @@ NOTES: dict[type, Any] = {  # what the notes of a streaming request are; a union
     ProveDisks: DiskProofs,
     WatchJob: JobNote,
     CarryLink: Frame,
+    **NETWORK_NOTES,
 }
