@@ -308,6 +308,8 @@ class Link:
             self.drop("closed" if self._closed else str(exc))
 
     def _take_untrusted(self, frame: Frame) -> None:
+        if self._why is not None:  # another task has ended it, and the cancel is on its way here
+            return
         match frame.kind:
             case Kind.MESSAGE:
                 self._unread_bytes += len(frame.payload)

@@ -174,15 +174,18 @@ class HostsGround(Ground):
         error_s = sum(error_s for _, error_s in self._clocks.values())
         return traces.overlap(self._ran(), error_s=error_s)
 
-    def look(self, play: Play) -> Seen:
+    def look(self, play: Play) -> Seen:  # noqa: ARG002
         """See `Ground`."""
+        seen = {host: self._look(host) for host in self.hosts}
+        if sum(len(one.copies) for one in seen.values()) != 1:
+            self._settled()  # the other one's agent may stand still, or be about to end it
+            seen = {host: self._look(host) for host in self.hosts}
         where, problem = [], ""
-        for host in self.hosts:
-            seen = self._look(host)
-            where += [(host, copy.state or "") for copy in seen.copies]
-            if seen.copies and self._marks is not None:
-                problem = compare_marks(self._marks, seen.marks)
-                self._marks = seen.marks
+        for host, one in seen.items():
+            where += [(host, copy.state or "") for copy in one.copies]
+            if one.copies and self._marks is not None:
+                problem = compare_marks(self._marks, one.marks)
+                self._marks = one.marks
         return Seen(tuple(where), problem)
 
     def sweep(self, play: Play) -> tuple[str, ...]:

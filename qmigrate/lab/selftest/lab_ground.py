@@ -140,7 +140,11 @@ class LabGround(Ground):
     def look(self, play: Play) -> Seen:
         """See `Ground`; waits until the job's agents hold no monitor any more."""
         site, cell = self.faulty.site, play.cell
-        self._copies = copies = site.copies(self.guest(cell))
+        copies = site.copies(self.guest(cell))
+        if len(copies) != 1:  # the other one's agent may stand still, or be about to end it
+            self.faulty.await_end(play.job)
+            copies = site.copies(self.guest(cell))
+        self._copies = copies
         where = tuple((copy.host, copy.state or "") for copy in copies)
         if cell.load is Load.LINUX:
             memory = "" if intact(self.lab, LINUX_IP4) else "the guest says that it is broken"
