@@ -174,7 +174,7 @@ class HostsGround(Ground):
         error_s = sum(error_s for _, error_s in self._clocks.values())
         return traces.overlap(self._ran(), error_s=error_s)
 
-    def look(self, play: Play) -> Seen:  # noqa: ARG002
+    def look(self, play: Play) -> Seen:
         """See `Ground`."""
         seen = {host: self._look(host) for host in self.hosts}
         if sum(len(one.copies) for one in seen.values()) != 1:
