@@ -1,6 +1,7 @@
 """``qmigrate selftest``: every fault of the handover struck on purpose, and the end looked at."""
 
 import argparse
+import signal
 from typing import TYPE_CHECKING, Any
 
 from qmigrate.cli.context import Context
@@ -55,6 +56,9 @@ def run(context: Context, args: argparse.Namespace) -> int:
             raise UsageError("what --cells names can be struck in a lab only")
     if args.list:
         return _list(context, cells)
+    # A lab is taken down again, whoever ends us: what they raise finds the way out.
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.default_int_handler)
     with _ground(context, args) as ground:
         if args.random is not None:
             return _walk(context, ground, cells, args)
