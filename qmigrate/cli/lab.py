@@ -24,9 +24,11 @@ qmigrate lab up                                   hosts alpha and beta, a client
 qmigrate lab exec client -- qmigrate list         as a user would, with the lab's own config
 qmigrate lab exec alpha -- bash                   a shell on a host
 qmigrate lab up --lab thin --rate 200mbit         a second lab beside the first
+qmigrate lab up --topology two-subnets             as the others of `qmigrate lab topologies`
 qmigrate lab status --json
 qmigrate lab down                                 nothing is left"""
 SCHEMA: Final = "qmigrate.lab/1"
+TOPOLOGIES_SCHEMA: Final = "qmigrate.lab.topologies/1"
 _RATE: Final = re.compile(r"(\d+(?:\.\d+)?)(k|m|g)?bit", re.IGNORECASE)
 _FACTORS: Final = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 
@@ -40,7 +42,7 @@ def rate_bps(text: str) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add up, down, status and exec."""
+    """Add up, down, topologies, status and exec."""
     parser.add_argument(
         "--lab", metavar="NAME", default="lab", help="which lab; several can stand side by side"
     )
@@ -55,11 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     up.add_argument("--mtu", type=int, metavar="BYTES", help="of every cable and bridge")
     up.add_argument("--rate", type=rate_bps, metavar="RATE", help="of every cable, as in 200mbit")
     down = actions.add_parser("down", parents=common, help="end all that runs in it and remove it")
+    known = actions.add_parser("topologies", parents=common, help="show which there are to make")
     status = actions.add_parser("status", parents=common, help="show what stands")
     enter = actions.add_parser("exec", parents=common, help="run a command in one of its hosts")
     enter.add_argument("host", metavar="HOST", help="alpha, beta, client, ...")
     enter.add_argument("argv", metavar="COMMAND", nargs=argparse.REMAINDER)
-    for action in (up, down, status, enter):
+    for action in (up, down, known, status, enter):
         # `lab up --lab x` is what fingers write; SUPPRESS keeps `lab --lab x up` working too.
         action.add_argument(
             "--lab", metavar="NAME", default=argparse.SUPPRESS, help=argparse.SUPPRESS
@@ -73,12 +76,9 @@ def run(ctx: Context, args: argparse.Namespace) -> int:
     lab = Lab(args.lab)
     match args.action:
         case "up":
-            from qmigrate.lab.topology import TOPOLOGIES
+            from qmigrate.lab.topologies import find
 
-            topology = TOPOLOGIES.get(args.topology)
-            if topology is None:
-                step = f"there is: {', '.join(TOPOLOGIES)}"
-                raise UsageError(f"no topology {args.topology!r}", next_step=step)
+            topology = find(args.topology)
             if args.mtu is not None:
                 topology = topology.with_mtu(args.mtu)
             if args.rate is not None:
@@ -89,6 +89,8 @@ def run(ctx: Context, args: argparse.Namespace) -> int:
             lab.down()
             if ctx.out.json:
                 show(ctx, lab.status())
+        case "topologies":
+            show_topologies(ctx)
         case "status":
             show(ctx, lab.status())
         case "exec":
@@ -131,6 +133,22 @@ def show(ctx: Context, status: "LabStatus") -> None:
     )
     titles = ("HOST", "KIND", "POWER", "SSHD", "CABLE", "PROCESSES", "ADDRESSES")
     ctx.out.table(Table(titles, rows, right=("PROCESSES",)))
+
+
+def show_topologies(ctx: Context) -> None:
+    """Write what `up --topology` takes as a table, or as ``qmigrate.lab.topologies/1``."""
+    from qmigrate.lab.topologies import TOPOLOGIES
+
+    known = TOPOLOGIES.values()
+    if ctx.out.json:
+        fields = [
+            {"name": t.name, "about": t.about, "hosts": [host.name for host in t.hosts]}
+            for t in known
+        ]
+        ctx.out.document(TOPOLOGIES_SCHEMA, {"topologies": fields})
+        return
+    rows = tuple((t.name, " ".join(host.name for host in t.hosts), t.about) for t in known)
+    ctx.out.table(Table(("TOPOLOGY", "HOSTS", "ABOUT"), rows))
 
 
 def in_the_foreground() -> dict[str, Any]:

@@ -34,7 +34,7 @@ from qmigrate.lab.guests import LabGuest, start
 from qmigrate.lab.images import TinyBoot, linux_image
 from qmigrate.lab.lab import Lab
 from qmigrate.lab.tiny import image_path
-from qmigrate.lab.topology import TOPOLOGIES
+from qmigrate.lab.topologies import TOPOLOGIES
 
 SETTLE_S = 0.8  # after a move: the probe calls half a second without a reply an end
 HOSTS = ("beta", "alpha")  # in turn, beginning with the guest on alpha

@@ -23,7 +23,7 @@ from qmigrate.lab.hosts import HostSnapshot
 from qmigrate.lab.images import LinuxBoot, LinuxImage, create_disk, linux_image
 from qmigrate.lab.lab import Lab
 from qmigrate.lab.state import LabState
-from qmigrate.lab.topology import TOPOLOGIES
+from qmigrate.lab.topologies import TOPOLOGIES
 
 GUEST = "web1"
 GUEST_IP4 = "10.77.0.10"

@@ -31,6 +31,8 @@ MESSAGE_MAX: Final = 65536  # bytes; a node's iproute2 lines are some hundred
 BATCH_DEADLINE_S: Final = 20.0  # takes 10 ms; a starved machine may take seconds
 LINK_DEADLINE_S: Final = 10.0  # each message; the kernel hurries or takes a second
 RTMGRP_LINK: Final = 1  # <linux/rtnetlink.h>
+_FORWARDING: Final = ("3",)  # <linux/if_bridge.h> BR_STATE_*
+_SETTLED: Final = ("3", "4")  # or blocking
 SSHD_DEADLINE_S: Final = 20.0  # takes 30 ms
 PID_FILE: Final = Path("/run/sshd.pid")
 PRIVATE: Final = (  # what no two hosts share: mount point, mode
@@ -80,6 +82,10 @@ def _become(places: Places, node: Node) -> None:
     # /proc is this network namespace's now. Addresses must work at once: nobody else has them.
     _sysctl("net/ipv6/conf/all/accept_dad", "0")
     _sysctl("net/ipv6/conf/default/accept_dad", "0")
+    # A kernel with bridge netfilter built in has it on in every namespace: its bridges fragment and
+    # reassemble what they forward, which no switch does, nor a host that has not loaded it.
+    for call in Path("/proc/sys/net/bridge").glob("bridge-nf-call-*"):
+        call.write_text("0")
     if node.kind is NodeKind.ROUTER:
         _sysctl("net/ipv4/ip_forward", "1")
         _sysctl("net/ipv6/conf/all/forwarding", "1")
@@ -140,9 +146,17 @@ def _mount_all(places: Places, node: Node) -> None:
 
 
 def _configure(places: Places, node: Node, order: dict[str, list[str]]) -> None:
-    for tool in ("ip", "tc"):
-        if order[tool]:
+    for tool in ("ip", "bridge", "tc"):
+        if not order[tool]:
+            continue
+        try:
             run_batch([tool], order[tool])
+        except HostError as exc:
+            words = exc.problem.last_words or ""
+            if "not supported" in words and any(bridge.vlans for bridge in node.bridges):
+                what = "this kernel's bridges cannot filter VLANs; topology vlan does without"
+                raise HostError(what, last_words=words) from exc
+            raise
     _await_links(order["links"])
     if node.kind is NodeKind.HOST:
         _start_sshd(places, node)
@@ -161,12 +175,19 @@ def _await_links(names: list[str]) -> None:
 
 
 def _is_operational(link: str) -> bool:
-    """Tell whether `link` carries frames; a bridge's port must also be forwarding (state 3)."""
+    """Tell whether `link` carries frames; a bridge's port must have its lasting state as well.
+
+    That is forwarding, or blocking where STP has shut a loop. Ports begin as blocking too, but
+    their bridge is not up before one of them forwards, and STP has decided by then.
+    """
     place = Path("/sys/class/net", link)
-    port = place / "brport/state"
+    port = place / "brport"
     if (place / "operstate").read_text().strip() != "up":
         return False
-    return not port.exists() or port.read_text().strip() == "3"
+    if not port.exists():
+        return True
+    speaks_stp = (port / "bridge/bridge/stp_state").read_text().strip() != "0"
+    return (port / "state").read_text().strip() in (_SETTLED if speaks_stp else _FORWARDING)
 
 
 def run_batch(command: list[str], lines: list[str]) -> None:

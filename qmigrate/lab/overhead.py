@@ -28,7 +28,7 @@ from qmigrate.lab.guests import BRIDGE, LabGuest, start
 from qmigrate.lab.hosts import open_members
 from qmigrate.lab.images import guest_argv, linux_image
 from qmigrate.lab.lab import Lab
-from qmigrate.lab.topology import TOPOLOGIES
+from qmigrate.lab.topologies import TOPOLOGIES
 
 PORT = 4444  # the bare script's
 FIGURES = ("wall_s", "overhead_ms", "blackout_ms", "excess_ms", "qemu_total_ms", "qemu_downtime_ms")

@@ -1,14 +1,7 @@
 """What a lab consists of, as data, and the iproute2 lines that make it.
 
-::
-
-    same-segment:   alpha ── uplink ─┐
-                      br0            │
-                    beta ─── uplink ─┼─ switch
-                      br0            │
-                    client ─ uplink ─┘
-
-Nothing here does anything: `cable_lines` and `node_lines` are fed to ``ip -batch`` by others.
+Nothing here does anything: the lines are fed to ``ip -batch``, ``bridge -batch`` and ``tc -batch``
+by others. The labs that have a name are in `topologies`.
 """
 
 import ipaddress
@@ -16,13 +9,16 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Any, Final
 
 from qmigrate.core.errors import UsageError
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,14}")
-_BRIDGE: Final = "type bridge stp_state 0 forward_delay 0 mcast_snooping 0"
+FORWARD_DELAY_S: Final = range(2, 31)  # what IEEE 802.1D 8.10.2 allows, and the kernel with STP on
+STP_HELLO_S: Final = 1  # the shortest that the kernel takes, as is the age
+STP_MAX_AGE_S: Final = 6
+VLAN_IDS: Final = range(1, 4095)
+NATIVE_VLAN: Final = 1  # a port of a VLAN-aware bridge is in it, untagged, unless told otherwise
 _INTERFACE_MAX: Final = 15  # IFNAMSIZ - 1
 FIRST_INDEX: Final = 1000  # of near ends; far ones count from 2
 MTU_MIN: Final = 1280  # IPv6 does not work over less (RFC 8200 §5)
@@ -58,12 +54,28 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
+class Vlan:
+    """A port's place in a VLAN of a VLAN-aware bridge."""
+
+    port: str
+    vid: int
+    access: bool = False  # untagged and in this VLAN only; else tagged, beside others
+
+
+@dataclass(frozen=True, slots=True)
 class Bridge:
-    """A bridge of a node; STP is off and ports forward at once (facts: STP costs 30 s)."""
+    """A bridge of a node; ports forward at once unless it speaks STP.
+
+    With a `forward_delay_s` it does, and a new port forwards after twice that. With `vlans` it is
+    VLAN-aware, which the kernel must have been built for (BRIDGE_VLAN_FILTERING); without, it
+    forwards tagged frames as they are, whatever their VLAN.
+    """
 
     name: str
     ports: tuple[str, ...] = ()
     mtu: int = 1500
+    forward_delay_s: int | None = None
+    vlans: tuple[Vlan, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +118,7 @@ class Topology:
     name: str
     nodes: tuple[Node, ...]
     cables: tuple[Cable, ...] = field(default=())
+    about: str = ""  # a line for who has to choose
 
     def __post_init__(self) -> None:
         problems = list(_problems(self))
@@ -163,6 +176,7 @@ def _problems(topology: Topology) -> Iterator[str]:
         interfaces = {end.interface for end in plugged if end.node == node.name}
         ports = [port for bridge in node.bridges for port in bridge.ports]
         yield from (f"{node.name} has no {port} to bridge" for port in set(ports) - interfaces)
+        yield from (f"{node.name}: {words}" for b in node.bridges for words in _bridge_problems(b))
         interfaces |= {bridge.name for bridge in node.bridges} | {"lo"}
         for address in node.addresses:
             if address.interface not in interfaces:
@@ -175,9 +189,31 @@ def _problems(topology: Topology) -> Iterator[str]:
             yield f"{node.name} has no address to reach it by"
 
 
+def _bridge_problems(bridge: Bridge) -> Iterator[str]:
+    if bridge.forward_delay_s not in (None, *FORWARD_DELAY_S):
+        least, most = FORWARD_DELAY_S[0], FORWARD_DELAY_S[-1]
+        yield f"{bridge.name}'s forward delay is not between {least} and {most} s"
+    for vlan in bridge.vlans:
+        if vlan.port not in bridge.ports:
+            yield f"{bridge.name} has no port {vlan.port} for VLAN {vlan.vid}"
+        if vlan.vid not in VLAN_IDS:
+            yield f"{vlan.vid} is no VLAN"
+
+
 def mac(node_index: int, bridge_index: int) -> str:
     """Return the address of a bridge: a fixed one, or it would change with every tap plugged in."""
     return f"02:71:6d:00:{node_index:02x}:{bridge_index:02x}"
+
+
+def port_mac(topology: Topology, end: End) -> str:
+    """Return the address of a cable's end: a card keeps its own when its machine reboots.
+
+    Else the neighbours of a router would go on sending to the one that it had before.
+    """
+    node_index = [node.name for node in topology.nodes].index(end.node)
+    plugged = [e for cable in topology.cables_of(end.node) for e in cable.ends]
+    own = [e for e in plugged if e.node == end.node]
+    return f"02:71:6d:01:{node_index:02x}:{own.index(end):02x}"
 
 
 def cable_lines(
@@ -197,8 +233,9 @@ def cable_lines(
         index = FIRST_INDEX + topology.cables.index(cable)
         lines.append(
             f"link add {near.interface} index {index} netns {namespace(near.node)} "
-            f"mtu {cable.mtu} type veth "
-            f"peer name {far.interface} netns {namespace(far.node)} mtu {cable.mtu}"
+            f"address {port_mac(topology, near)} mtu {cable.mtu} type veth "
+            f"peer name {far.interface} netns {namespace(far.node)} "
+            f"address {port_mac(topology, far)} mtu {cable.mtu}"
         )
     return lines
 
@@ -208,10 +245,35 @@ def bridge_lines(topology: Topology, name: str) -> list[str]:
     index = [node.name for node in topology.nodes].index(name)
     lines = ["link set lo up"]
     for number, bridge in enumerate(topology.nodes[index].bridges):
+        options = f"mtu {bridge.mtu} address {mac(index, number)} type bridge"
         lines += [
-            f"link add {bridge.name} mtu {bridge.mtu} address {mac(index, number)} {_BRIDGE}",
+            f"link add {bridge.name} {options} {_bridge_options(bridge)}",
             f"link set {bridge.name} up",
         ]
+    return lines
+
+
+def _bridge_options(bridge: Bridge) -> str:
+    words = "stp_state 0 forward_delay 0"
+    if bridge.forward_delay_s is not None:
+        words = (  # in hundredths of a second
+            f"stp_state 1 forward_delay {bridge.forward_delay_s * 100} "
+            f"hello_time {STP_HELLO_S * 100} max_age {STP_MAX_AGE_S * 100}"
+        )
+    if bridge.vlans:
+        words += f" vlan_filtering 1 vlan_default_pvid {NATIVE_VLAN}"
+    return f"{words} mcast_snooping 0"
+
+
+def vlan_lines(topology: Topology, name: str, cables: tuple[Cable, ...]) -> list[str]:
+    """Return ``bridge -batch`` lines, for within the node, that put its ports into their VLANs."""
+    plugged = {end.interface for cable in cables for end in cable.ends if end.node == name}
+    lines = []
+    for vlan in (v for b in topology.node(name).bridges for v in b.vlans if v.port in plugged):
+        access = " pvid untagged" if vlan.access else ""
+        lines.append(f"vlan add dev {vlan.port} vid {vlan.vid}{access}")
+        if vlan.access and vlan.vid != NATIVE_VLAN:
+            lines.append(f"vlan del dev {vlan.port} vid {NATIVE_VLAN}")
     return lines
 
 
@@ -296,36 +358,3 @@ def rate_lines(name: str, cables: tuple[Cable, ...]) -> list[str]:
         if end.node == name
         for line in egress_lines(end.interface, cable.rate_bps)
     ]
-
-
-# A unique local prefix of our own (RFC 4193); the labs' namespaces never meet, so all share it.
-# Guests take .10 and up.
-SEGMENT_V4: Final = "10.77.0.{}/24"
-SEGMENT_V6: Final = "fd71:6d69:6772::{}/64"
-
-
-def _on_segment(name: str, kind: NodeKind, number: int) -> Node:
-    bridges = (Bridge("br0", ("uplink",)),) if kind is NodeKind.HOST else ()
-    interface = bridges[0].name if bridges else "uplink"
-    addresses = tuple(Address(interface, s.format(number)) for s in (SEGMENT_V4, SEGMENT_V6))
-    return Node(name, kind, bridges, addresses)
-
-
-def _same_segment() -> Topology:
-    on_segment = (
-        _on_segment("alpha", NodeKind.HOST, 1),
-        _on_segment("beta", NodeKind.HOST, 2),
-        _on_segment("client", NodeKind.CLIENT, 3),
-    )
-    ports = tuple(f"port-{node.name}" for node in on_segment)
-    switch = Node("switch", NodeKind.SWITCH, (Bridge("br0", ports),))
-    cables = tuple(
-        Cable((End(node.name, "uplink"), End("switch", port)))
-        for node, port in zip(on_segment, ports, strict=True)
-    )
-    return Topology("same-segment", (*on_segment, switch), cables)
-
-
-TOPOLOGIES: Final[Mapping[str, Topology]] = MappingProxyType(
-    {topology.name: topology for topology in (_same_segment(),)}
-)

@@ -31,6 +31,7 @@ from qmigrate.lab.topology import (
     cable_lines,
     port_lines,
     rate_lines,
+    vlan_lines,
     working_links,
 )
 
@@ -91,6 +92,8 @@ class Warden:
             lines = port_lines(self._topology, neighbour, on)
             lines += address_lines(self._topology, neighbour, on)
             init.run_batch([*inside, "ip"], lines)
+            if vlans := vlan_lines(self._topology, neighbour, on):
+                init.run_batch([*inside, "bridge"], vlans)
             if rates := rate_lines(neighbour, on):
                 init.run_batch([*inside, "tc"], rates)
         self._configure([name], on)
@@ -160,6 +163,7 @@ class Warden:
                     *port_lines(self._topology, name, own),
                     *address_lines(self._topology, name),
                 ],
+                "bridge": vlan_lines(self._topology, name, own),
                 "tc": rate_lines(name, own),
                 "links": working_links(self._topology, name, own),
             }

@@ -12,8 +12,8 @@ import pytest
 
 from qmigrate.core.errors import HostError, UsageError
 from qmigrate.lab.lab import Lab, Way
+from qmigrate.lab.topologies import TOPOLOGIES
 from qmigrate.lab.topology import (
-    TOPOLOGIES,
     Address,
     Cable,
     End,

@@ -14,7 +14,8 @@ from qmigrate.core.errors import HostError, UsageError
 from qmigrate.lab import syscalls
 from qmigrate.lab.lab import Lab
 from qmigrate.lab.state import LabState
-from qmigrate.lab.topology import TOPOLOGIES, Route
+from qmigrate.lab.topologies import TOPOLOGIES
+from qmigrate.lab.topology import Route
 from tests.support.lab_traces import traces
 
 pytestmark = pytest.mark.net
@@ -25,7 +26,7 @@ BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 def command(action: str, lab: Lab) -> list[str]:
     """Return the argv of a process that does `action` to `lab` as its only work."""
-    code = "from qmigrate.lab.lab import Lab; from qmigrate.lab.topology import TOPOLOGIES; "
+    code = "from qmigrate.lab.lab import Lab; from qmigrate.lab.topologies import TOPOLOGIES; "
     call = {"up": "up(TOPOLOGIES['same-segment'])", "down": "down()"}[action]
     return [sys.executable, "-c", f"{code}Lab('{lab.name}').{call}"]
 

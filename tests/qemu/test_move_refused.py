@@ -18,7 +18,7 @@ import pytest
 from qmigrate.core.preflight import NAMES
 from qmigrate.lab.guests import LabGuest, guest_uuid
 from qmigrate.lab.images import guest_argv
-from qmigrate.lab.topology import TOPOLOGIES
+from qmigrate.lab.topologies import TOPOLOGIES
 from tests.support.moving import SLOWLY, Moved, Qmp, Site
 
 pytestmark = [pytest.mark.qemu, pytest.mark.net]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from qmigrate.lab.lab import Lab
-from qmigrate.lab.topology import TOPOLOGIES
+from qmigrate.lab.topologies import TOPOLOGIES
 
 __all__ = ["lab", "spare_lab"]
 

@@ -1,11 +1,13 @@
-"""What a lab has left on this machine, found without asking the lab's own code."""
+"""What a lab has left on this machine, found without asking the lab that made it."""
 
 import json
 import os
 import subprocess
 from pathlib import Path
 
-LINKS = ("uplink", "port-alpha", "port-beta", "port-client")
+from qmigrate.lab.topologies import TOPOLOGIES
+
+LINKS = {e.interface for t in TOPOLOGIES.values() for c in t.cables for e in c.ends}
 
 
 def traces(name: str) -> set[str]:

@@ -13,14 +13,22 @@ _sequence = count(1)
 
 
 def answers(
-    address: str, *, size_bytes: int = 84, df: bool = False, tries: int = 3, wait_s: float = 1.0
+    address: str,
+    *,
+    size_bytes: int = 84,
+    df: bool = False,
+    ttl: int = 64,
+    tries: int = 3,
+    wait_s: float = 1.0,
 ) -> bool:
     """Tell whether `address` answers an IPv4 echo of `size_bytes` in all, headers included.
 
-    Asked from the thread's namespace. A size that the route's own link refuses is no answer.
+    Asked from the thread's namespace. With a `ttl` of 1 no router passes it on. A size that the
+    route's own link refuses is no answer.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as sock:
         sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC[df])
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
         for _ in range(tries):
             request = _echo(os.getpid() & 0xFFFF, next(_sequence) & 0xFFFF, size_bytes - 28)
             try:

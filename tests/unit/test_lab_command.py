@@ -14,7 +14,7 @@ from qmigrate.core.errors import UsageError
 from qmigrate.lab import sshd
 from qmigrate.lab.hosts import HostSnapshot
 from qmigrate.lab.state import LabState, LabStatus, NodeStatus, Places
-from qmigrate.lab.topology import TOPOLOGIES
+from qmigrate.lab.topologies import TOPOLOGIES
 
 
 def parse(*words: str) -> argparse.Namespace:
@@ -31,6 +31,7 @@ def parse(*words: str) -> argparse.Namespace:
         (("up", "--rate", "1gbit", "--mtu", "1600"), {"rate": 10**9, "mtu": 1600}),
         (("up", "--rate", "2.5Mbit"), {"rate": 2_500_000}),
         (("status", "--json"), {"json": True}),
+        (("topologies", "--json"), {"json": True}),
         (
             ("exec", "client", "--", "ls", "--json"),
             {"host": "client", "argv": ["ls", "--json"]},
@@ -93,6 +94,17 @@ def test_status_shows_the_same_as_table_and_as_json() -> None:
     assert document["schema"] == "qmigrate.lab/1"
     assert document["state"] == "up"
     assert [node["cut"] for node in document["nodes"]] == ["in", None]
+
+
+def test_topologies_are_listed_as_table_and_as_json() -> None:
+    table, document = io.StringIO(), io.StringIO()
+    command.run(Context(out=Output(stdout=table)), parse("topologies"))
+    command.run(Context(out=Output(json=True, stdout=document)), parse("topologies"))
+    known = json.loads(document.getvalue())
+    assert known["schema"] == "qmigrate.lab.topologies/1"
+    assert [t["name"] for t in known["topologies"]] == list(TOPOLOGIES)
+    assert all(t["about"] for t in known["topologies"])
+    assert len(table.getvalue().splitlines()) == 1 + len(TOPOLOGIES)
 
 
 def test_known_hosts_names_each_host_by_name_and_by_every_address() -> None:

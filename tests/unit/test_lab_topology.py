@@ -6,8 +6,8 @@ import cattrs
 import pytest
 
 from qmigrate.core.errors import UsageError
+from qmigrate.lab.topologies import TOPOLOGIES, find, guest_addresses
 from qmigrate.lab.topology import (
-    TOPOLOGIES,
     Address,
     Bridge,
     Cable,
@@ -16,13 +16,16 @@ from qmigrate.lab.topology import (
     Node,
     NodeKind,
     Topology,
+    Vlan,
     address_lines,
     bridge_lines,
     cable_lines,
     egress_lines,
     port_lines,
+    port_mac,
     rate_lines,
     read_egress,
+    vlan_lines,
     working_links,
 )
 
@@ -44,6 +47,9 @@ JOINED = Cable((End("a", "eth0"), End("b", "eth0")))
         ((replace(A, addresses=(Address("eth0", "10.0.0.1/24"),)),), (), "a has no eth0 for 10."),
         ((replace(A, addresses=(Address("lo", "10.0.0.999/24"),)),), (), "10.0.0.999"),
         ((replace(A, kind=NodeKind.HOST),), (), "a has no address to reach it by"),
+        ((replace(A, bridges=(Bridge("br0", forward_delay_s=1),)),), (), "a: br0's forward delay"),
+        ((replace(A, bridges=(Bridge("br0", vlans=(Vlan("x", 2),)),)),), (), "no port x for VLAN"),
+        ((replace(A, bridges=(Bridge("br0", (), vlans=(Vlan("x", 4095),)),)),), (), "4095 is no"),
     ],
 )  # fmt: skip
 def test_a_topology_that_cannot_stand_says_why(
@@ -59,8 +65,8 @@ def test_the_lines_of_a_host_make_what_the_topology_says() -> None:
     cables = topology.cables_of("beta")
     assert cable_lines(topology, cables, "/ns/{}".format) == [
         (
-            "link add uplink index 1001 netns /ns/beta mtu 1600 type veth "
-            "peer name port-beta netns /ns/switch mtu 1600"
+            "link add uplink index 1001 netns /ns/beta address 02:71:6d:01:01:00 mtu 1600 "
+            "type veth peer name port-beta netns /ns/switch address 02:71:6d:01:03:01 mtu 1600"
         )
     ]
     assert bridge_lines(topology, "beta") == [
@@ -84,6 +90,55 @@ def test_the_lines_of_a_host_make_what_the_topology_says() -> None:
             "burst 625000b latency 50ms"
         ),
     ]  # fmt: skip
+
+
+def test_a_bridge_with_a_forward_delay_speaks_stp() -> None:
+    [_, line, _] = bridge_lines(TOPOLOGIES["stp"], "alpha")
+    assert line.endswith(
+        "stp_state 1 forward_delay 200 hello_time 100 max_age 600 mcast_snooping 0"
+    )
+
+
+def test_the_ports_of_a_vlan_aware_bridge_are_put_into_their_vlans() -> None:
+    vlans = (Vlan("eth0", 10), Vlan("eth0", 20), Vlan("eth1", 20, access=True))
+    bridge = Bridge("br0", ("eth0", "eth1"), vlans=vlans)
+    cables = tuple(Cable((End("a", port), End("b", port))) for port in bridge.ports)
+    topology = Topology("t", (replace(A, bridges=(bridge,)), B), cables)
+    assert "vlan_filtering 1 vlan_default_pvid 1" in bridge_lines(topology, "a")[1]
+    assert vlan_lines(topology, "a", cables) == [
+        "vlan add dev eth0 vid 10",
+        "vlan add dev eth0 vid 20",
+        "vlan add dev eth1 vid 20 pvid untagged",
+        "vlan del dev eth1 vid 1",
+    ]
+    assert vlan_lines(topology, "a", cables[1:])[0] == "vlan add dev eth1 vid 20 pvid untagged"
+    assert vlan_lines(topology, "b", cables) == []
+
+
+def test_a_cables_end_has_an_address_of_its_own_that_stays() -> None:
+    for topology in TOPOLOGIES.values():
+        ends = [end for cable in topology.cables for end in cable.ends]
+        assert len({port_mac(topology, end) for end in ends}) == len(ends)
+
+
+@pytest.mark.parametrize(
+    ("topology", "host", "expected"),
+    [
+        ("same-segment", "beta", ("10.77.0.10/24", "fd71:6d69:6772::a/64")),
+        ("two-subnets", "alpha", ("10.77.1.10/24", "fd71:6d69:6772:1::a/64")),
+        ("three-sites", "delta", ("10.77.3.10/24", "fd71:6d69:6772:3::a/64")),
+    ],
+)
+def test_a_guest_is_born_into_the_subnet_of_its_hosts_bridge(
+    topology: str, host: str, expected: tuple[str, ...]
+) -> None:
+    assert guest_addresses(find(topology), host) == expected
+
+
+def test_a_name_that_no_topology_has_is_answered_with_those_that_there_are() -> None:
+    with pytest.raises(UsageError, match="no topology 'moon'") as caught:
+        find("moon")
+    assert "two-subnets" in (caught.value.problem.next_step or "")
 
 
 def test_only_addresses_on_replugged_cables_are_given_again() -> None:
