@@ -19,7 +19,8 @@ from netsetup.tunnels import list_tunnels
 from qmigrate.agent.holdings import boot_id
 from qmigrate.agent.server import AgentContext
 from qmigrate.core.errors import HostError
-from qmigrate.core.network import BridgeHere, GetNetwork, Home, NetworkHere, Port, TunnelHere
+from qmigrate.core.network import BridgeHere, Home, NetworkHere, Port, TunnelHere
+from qmigrate.core.network_requests import GetNetwork
 
 _AF_BRIDGE = 7
 _RTEXT_FILTER_BRVLAN = 0x2

@@ -23,8 +23,8 @@ from qmigrate.agent.network import as_host_errors, open_network
 from qmigrate.agent.protocol import parse_json_untrusted
 from qmigrate.agent.server import AgentContext
 from qmigrate.core.errors import HostError, ProtocolError
-from qmigrate.core.network import (
-    Adjacency,
+from qmigrate.core.network import Adjacency, Trap, Verdict, Way
+from qmigrate.core.network_requests import (
     AnswerPath,
     AskProbe,
     GetSources,
@@ -39,9 +39,6 @@ from qmigrate.core.network import (
     ReachGuest,
     ReportProbe,
     Sources,
-    Trap,
-    Verdict,
-    Way,
 )
 
 _CONVERTER = cattrs.Converter()

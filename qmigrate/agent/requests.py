@@ -13,7 +13,7 @@ from qmigrate.core.handover import Word
 from qmigrate.core.holdings import EndedJob, JobOnHost
 from qmigrate.core.job import JobNote, JobReport, JobSpec, Limits
 from qmigrate.core.model import Address, Guest, GuestDetail, HostFacts
-from qmigrate.core.network import NETWORK_NOTES, NETWORK_REPLIES, NetworkRequest
+from qmigrate.core.network_requests import NETWORK_NOTES, NETWORK_REPLIES, NetworkRequest
 from qmigrate.core.secret import Identity
 from qmigrate.core.throwaway import (
     Around,

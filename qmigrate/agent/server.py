@@ -64,7 +64,7 @@ from qmigrate.agent.requests import (
     WatchJob,
 )
 from qmigrate.core.errors import Problem, ProtocolError, QmigrateError
-from qmigrate.core.network import (
+from qmigrate.core.network_requests import (
     AnswerPath,
     AskProbe,
     ChooseTunnel,

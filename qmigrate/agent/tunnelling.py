@@ -20,24 +20,19 @@ from qmigrate.agent.network import (
     tunnel_here,
 )
 from qmigrate.agent.server import AgentContext
-from qmigrate.core.network import (
-    OWNER,
+from qmigrate.core.network import OWNER, Ability, TunnelChoice, TunnelEnd, TunnelHere, TurnWish
+from qmigrate.core.network_requests import (
     Abilities,
-    Ability,
     ChooseTunnel,
     GetAbilities,
     MakeTunnel,
     ReleaseTunnels,
     RepairTunnels,
-    TunnelChoice,
-    TunnelEnd,
-    TunnelHere,
     TunnelMade,
     TunnelsReleased,
     TunnelsRepaired,
     Turned,
     TurnSegment,
-    TurnWish,
 )
 
 

@@ -13,30 +13,26 @@ from typing import Any, Protocol
 import trio
 
 from qmigrate.core.errors import HostError, QmigrateError
-from qmigrate.core.network import (
+from qmigrate.core.network import Adjacency, Home, Path, TunnelChoice, Verdict
+from qmigrate.core.network_requests import (
     Abilities,
-    Adjacency,
     AnswerPath,
     AskProbe,
     ChooseTunnel,
     GetAbilities,
     GetSources,
-    Home,
     JudgeProbe,
     MakeTunnel,
     MeasurePaths,
     OpenProbe,
-    Path,
     PathMtus,
     PathOpen,
     ProbeHalf,
     ReleaseTunnels,
     ReportProbe,
     Sources,
-    TunnelChoice,
     TunnelMade,
     TunnelsReleased,
-    Verdict,
 )
 
 OPEN_DEADLINE_S = 10.0  # for a prober: the agent may be importing what it needs, on a busy host
