@@ -1,82 +1,23 @@
 """Tunnels between two sites with a router between them: what passes, and what must not."""
 
 import json
-import re
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import IPv4Address
-from pathlib import Path
 
 import pytest
 
-from netsetup.errors import HostError, NotOursError, RefusedError
+from netsetup.errors import HostError, RefusedError
 from netsetup.homes import Home
-from netsetup.mtu import Manner, fit
+from netsetup.mtu import Manner
 from netsetup.rtnl import Rtnl
-from netsetup.tunnel_spec import End, Part, Tunnel, TunnelSpec, mirrored, pair, spec_of
-from netsetup.tunnels import (
-    Made,
-    abilities,
-    collect,
-    create,
-    describe,
-    list_tunnels,
-    remove,
-    repair,
-)
+from netsetup.tunnel_spec import End, Tunnel, TunnelSpec, mirrored
+from netsetup.tunnels import collect, create, list_tunnels, remove
 from tests.support.netns import Namespace, add_bridge, eventually, packet_socket
-from tests.support.sites import ALPHA, BETA, Sites, addressed, echo, nothing_left, two_sites
+from tests.support.sites import ALPHA, addressed, echo, nothing_left, two_sites
+from tests.support.tunnelled import HOME, make, spec_for, tunnelled, unmake
 
 pytestmark = pytest.mark.net
-
-HOME = Home("alpha", "br0")
-KERNEL_HAS_GRETAP = Path("/sys/module/ip_gre").exists()
-
-
-def spec_for(kind: str, version: int, path_mtu: int) -> TunnelSpec:
-    found = fit(kind, version, mtu_bytes=1500, path_mtu_bytes=path_mtu)
-    return TunnelSpec(
-        kind,
-        ALPHA[version],
-        BETA[version],
-        HOME,
-        End.HOME,
-        7,
-        manner=found.manner,
-        guests=("web1",),
-    )
-
-
-async def make(place: Namespace, spec: TunnelSpec) -> Tunnel:
-    with place.entered():
-        async with Rtnl() as rtnl:
-            return (await create(rtnl, spec)).tunnel
-
-
-async def unmake(place: Namespace, id_: str, guest: str | None = None) -> None:
-    with place.entered():
-        async with Rtnl() as rtnl:
-            await remove(rtnl, id_, guest=guest)
-
-
-@dataclass(frozen=True)
-class Tunnelled:
-    sites: Sites
-    home: Tunnel
-    away: Tunnel
-    guest: Namespace
-
-
-@asynccontextmanager
-async def tunnelled(mtu: int, kind: str, version: int) -> AsyncIterator[Tunnelled]:
-    """A guest away on beta behind a tunnel from alpha's br0."""
-    with two_sites(mtu) as sites:
-        spec = spec_for(kind, version, mtu)
-        home, away = await make(sites.alpha, spec), await make(sites.beta, mirrored(spec))
-        guest = sites.guest(sites.beta, mirrored(spec).bridge)
-        yield Tunnelled(sites, home, away, guest)
 
 
 def until(ear: socket.socket, words: bytes) -> list[bytes]:
@@ -103,14 +44,6 @@ def udp(version: int) -> socket.socket:
 def port_state(place: Namespace, tunnel: Tunnel) -> str:
     (shown,) = json.loads(place.run("bridge", "-j", "link", "show", "dev", str(tunnel.port)))
     return str(shown["state"])
-
-
-def without_indexes(shown: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Leave out what differs each time: interface indexes and programs' ids."""
-    return {
-        key: [re.sub(r"\bid \d+|index[ =]\d+", "", line) for line in lines]
-        for key, lines in shown.items()
-    }
 
 
 @pytest.mark.parametrize(
@@ -330,73 +263,3 @@ async def test_a_private_bridge_with_a_guest_in_it_stays() -> None:
                     assert done.removed == ()
                     assert "tap9" in str(done.kept)
         assert echo(at.sites.client, "192.0.2.9") == "ok"
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "ip link set {port} down",
-        "ip link set {port} nomaster",
-        "tc qdisc del dev {port} clsact",
-        "tc filter del dev {port} ingress pref 9",
-        "tc filter del dev {port} ingress pref 2",
-        "bridge link set dev {port} isolated off",
-        "ip link del {port}",
-    ],
-)
-async def test_what_somebody_broke_is_shown_and_mended(damage: str) -> None:
-    with two_sites(9000) as sites, sites.alpha.entered():
-        spec = spec_for("vxlan", 4, 9000)
-        async with Rtnl() as rtnl:
-            good = (await create(rtnl, spec)).tunnel
-            whole = nothing_left(sites.alpha)
-            sites.alpha.run(*damage.format(port=good.port).split())
-            if damage != "ip link del {port}":
-                assert (await describe(rtnl, good.id)).problems != ()
-            made = await create(rtnl, spec)
-            assert made.tunnel.problems == ()
-            assert bool(made.mended) == (damage != "ip link del {port}")
-            assert without_indexes(nothing_left(sites.alpha)) == without_indexes(whole)
-
-
-async def test_an_end_that_was_lost_with_its_host_is_made_from_the_other() -> None:
-    async with tunnelled(1500, "vxlan", 4) as at:
-        for part in ("qmd-", "qmt-"):  # as if alpha had rebooted
-            at.sites.alpha.run("ip", "link", "del", part + at.home.id)
-        assert echo(at.sites.client, "192.0.2.9", tries=1, patience_s=0.2) != "ok"
-        found = pair((), (at.away,))
-        assert [each.id for each in found.away_only] == [at.away.id]
-        surviving = spec_of(at.away)
-        assert surviving is not None
-        with at.sites.alpha.entered():
-            async with Rtnl() as rtnl:
-                (made,) = await repair(rtnl, [mirrored(surviving)])
-        assert isinstance(made, Made)
-        assert replace(made.tunnel, tag=at.home.tag) == at.home
-        assert echo(at.sites.client, "192.0.2.9") == "ok"
-
-
-async def test_a_strangers_interface_with_our_name_is_left_alone() -> None:
-    with two_sites(9000) as sites, sites.alpha.entered():
-        spec = spec_for("vxlan", 4, 9000)
-        sites.alpha.run("ip", "link", "add", spec.name(Part.PORT), "type", "bridge")
-        before = nothing_left(sites.alpha)
-        async with Rtnl() as rtnl:
-            with pytest.raises(NotOursError):
-                await create(rtnl, spec)
-            await collect(rtnl, live_guests=())
-        assert nothing_left(sites.alpha) == before
-
-
-async def test_what_this_host_can_is_found_by_trying() -> None:
-    with two_sites() as sites, sites.alpha.entered():
-        before = nothing_left(sites.alpha)
-        async with Rtnl() as rtnl:
-            able = {
-                (each.kind, version): each.why_not
-                for version in (4, 6)
-                for each in await abilities(rtnl, ALPHA[version], BETA[version])
-            }
-        assert able["vxlan", 4] is able["vxlan", 6] is None
-        assert (able["gretap", 4] is None) == KERNEL_HAS_GRETAP
-        assert nothing_left(sites.alpha) == before

@@ -10,41 +10,19 @@ from dataclasses import replace
 import pytest
 
 from netsetup.errors import HostError, NoSuchLinkError
-from netsetup.homes import Home
-from netsetup.mtu import fit
 from netsetup.rtnl import Rtnl
-from netsetup.tunnel_spec import End, TunnelSpec, mirrored
-from netsetup.tunnels import create, remove
+from netsetup.tunnel_spec import mirrored
+from netsetup.tunnels import remove
 from netsetup.turning import Turn, arm
 from tests.support.netns import Namespace, add_bridge, learned_port
-from tests.support.sites import ALPHA, BETA, Sites, echo, two_sites
+from tests.support.sites import CLIENT_MAC, echo, two_sites
+from tests.support.tunnelled import build, spec_for
 
 pytestmark = pytest.mark.net
 
 GUEST = "192.0.2.9"
 GUEST_MAC = "52:54:00:00:00:09"
 BULK_BYTES = 24 << 20
-
-
-def spec_for(version: int, mtu: int) -> TunnelSpec:
-    manner = fit("vxlan", version, mtu_bytes=1500, path_mtu_bytes=mtu).manner
-    return TunnelSpec(
-        "vxlan",
-        ALPHA[version],
-        BETA[version],
-        Home("alpha", "br0"),
-        End.HOME,
-        7,
-        manner=manner,
-        guests=("web1",),
-    )
-
-
-async def build(sites: Sites, spec: TunnelSpec) -> None:
-    for place, end in ((sites.alpha, spec), (sites.beta, mirrored(spec))):
-        with place.entered():
-            async with Rtnl() as rtnl:
-                await create(rtnl, end)
 
 
 def move(source: Namespace, destination: Namespace, bridge: str) -> None:
@@ -109,7 +87,7 @@ def bulk(client: Namespace, guest: Namespace, *, to_guest: bool) -> Iterator[lis
 async def test_a_bulk_stream_opened_before_the_move_goes_on_after_it(
     mtu: int, version: int, to_guest: bool
 ) -> None:
-    spec = spec_for(version, mtu)
+    spec = spec_for("vxlan", version, mtu)
     with two_sites(mtu) as sites:
         guest = sites.guest(sites.alpha, "br0")
         await build(sites, spec)
@@ -121,13 +99,12 @@ async def test_a_bulk_stream_opened_before_the_move_goes_on_after_it(
 
 
 async def test_a_turned_bridge_sends_to_the_tunnel_before_the_guest_says_anything() -> None:
-    spec = spec_for(4, 9000)
+    spec = spec_for("vxlan", 4, 9000)
     port = f"qmt-{spec.id}"
     with two_sites(9000) as sites:
         guest = sites.guest(sites.alpha, "br0")
-        guest.run(
-            "ip", "neigh", "replace", "192.0.2.1", "lladdr", "52:54:00:00:00:c1", "dev", "eth0"
-        )
+        told = ("192.0.2.1", "lladdr", CLIENT_MAC, "dev", "eth0")
+        guest.run("ip", "neigh", "replace", *told)
         assert echo(sites.client, GUEST) == "ok"
         await build(sites, spec)
         with sites.alpha.entered():
@@ -150,7 +127,7 @@ async def test_a_turned_bridge_sends_to_the_tunnel_before_the_guest_says_anythin
 
 
 async def test_the_entry_goes_with_the_tunnel_and_moves_with_the_guest() -> None:
-    spec = spec_for(4, 9000)
+    spec = spec_for("vxlan", 4, 9000)
     with two_sites(9000) as sites:
         guest = sites.guest(sites.alpha, "br0")
         await build(sites, spec)
@@ -175,7 +152,7 @@ def entries(place: Namespace) -> str:
 
 
 async def test_a_guest_whose_entry_was_never_set_is_found_when_it_speaks() -> None:
-    spec = spec_for(4, 9000)
+    spec = spec_for("vxlan", 4, 9000)
     with two_sites(9000) as sites:
         guest = sites.guest(sites.alpha, "br0")
         assert echo(sites.client, GUEST) == "ok"

@@ -9,11 +9,12 @@ from netsetup.errors import HostError
 from netsetup.homes import Home
 from netsetup.mtu import Manner, fit
 from netsetup.rtnl import Rtnl
-from netsetup.tunnel_spec import End, TunnelSpec, mirrored
+from netsetup.tunnel_spec import TunnelSpec, mirrored
 from netsetup.tunnels import abilities, create, list_tunnels, remove
 from netsetup.turning import Turn, arm
 from tests.support.netns import Namespace, packet_socket, run
 from tests.support.sites import ALPHA, BETA, Sites, addressed, echo, nothing_left, two_sites
+from tests.support.tunnelled import build, spec_for
 
 pytestmark = [pytest.mark.net, pytest.mark.uml]
 
@@ -25,30 +26,6 @@ def _gre_is_there() -> None:
 
 
 GUEST_MAC = "52:54:00:00:00:09"
-
-
-def spec_for(kind: str, version: int, mtu: int, home: Home) -> TunnelSpec:
-    manner = fit(kind, version, mtu_bytes=1500, path_mtu_bytes=mtu).manner
-    return TunnelSpec(
-        kind,
-        ALPHA[version],
-        BETA[version],
-        home,
-        End.HOME,
-        7,
-        manner=manner,
-        guests=("web1",),
-    )
-
-
-async def build(sites: Sites, spec: TunnelSpec) -> None:
-    for place, end in ((sites.alpha, spec), (sites.beta, mirrored(spec))):
-        with place.entered():
-            async with Rtnl() as rtnl:
-                made = await create(rtnl, end)
-                assert made.tunnel.problems == ()
-                again = await create(rtnl, end)
-                assert (again.mended, again.tunnel) == ((), made.tunnel)
 
 
 async def unbuild(sites: Sites, spec: TunnelSpec) -> None:
@@ -71,7 +48,7 @@ async def unbuild(sites: Sites, spec: TunnelSpec) -> None:
 async def test_a_guest_away_is_reached_with_full_frames_and_nothing_is_left(
     kind: str, version: int, mtu: int
 ) -> None:
-    spec = spec_for(kind, version, mtu, Home("alpha", "br0"))
+    spec = spec_for(kind, version, mtu)
     full = "Message too long" if spec.manner is Manner.TOLD else "ok"
     with two_sites(mtu) as sites:
         before = [nothing_left(host) for host in (sites.alpha, sites.beta)]
@@ -87,7 +64,7 @@ async def test_a_guest_away_is_reached_with_full_frames_and_nothing_is_left(
 
 
 async def test_gretap_takes_nothing_of_strangers_nor_of_another_key_nor_bpdus() -> None:
-    spec = spec_for("gretap", 4, 9000, Home("alpha", "br0"))
+    spec = spec_for("gretap", 4, 9000)
 
     def gre(words: bytes, key: int, target: str = "ffffffffffff") -> bytes:
         inner = bytes.fromhex(f"{target} 525400000055 88b6") + words.ljust(60)
@@ -169,7 +146,7 @@ async def test_a_home_in_a_vlan_is_joined_there_and_nowhere_else() -> None:
 
 
 async def test_a_guest_that_tags_itself_keeps_its_tags() -> None:
-    spec = spec_for("vxlan", 4, 9000, Home("alpha", "br0"))
+    spec = spec_for("vxlan", 4, 9000)
     with two_sites(9000) as sites:
         await build(sites, spec)
         guest = sites.guest(sites.beta, mirrored(spec).bridge)
@@ -181,11 +158,11 @@ async def test_a_guest_that_tags_itself_keeps_its_tags() -> None:
 
 
 async def test_a_kind_in_use_is_not_replaced_by_another() -> None:
-    spec = spec_for("gretap", 4, 9000, Home("alpha", "br0"))
+    spec = spec_for("gretap", 4, 9000)
     with two_sites(9000) as sites, sites.alpha.entered():
         async with Rtnl() as rtnl:
             await create(rtnl, spec)
-            other = spec_for("vxlan", 4, 9000, Home("alpha", "br0"))
+            other = spec_for("vxlan", 4, 9000)
             with pytest.raises(HostError, match="is there as gretap"):
                 await create(rtnl, _claimed_by(other, "web2"))
             replaced = await create(rtnl, other)
