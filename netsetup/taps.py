@@ -149,10 +149,26 @@ def _finish(ip: Any, index: int, name: str, bridge: Message, spec: TapSpec, crea
     ip.link("set", index=index, mtu=mtu_bytes)
     _silence(name)
     ip.link("set", index=index, master=bridge["index"])
+    if spec.vlan is not None:
+        join_vlan(ip, index, spec.vlan, bridge)
     if flags := _port_attributes(spec.flags):
         ip.brport("set", index=index, **flags)  # before up: not for an instant less isolated
     ip.link("set", index=index, state="up")
     return Tap(name, index, spec.bridge, mtu_bytes, spec.alias, created)
+
+
+def join_vlan(ip: Any, index: int, vlan: int, bridge: Message) -> None:
+    """Put a port of `bridge` into one VLAN, untagged, and no other.
+
+    A bridge that does not filter has none: there the guest tags, and the tags pass.
+    """
+    if not bridge.get(("linkinfo", "data", "br_vlan_filtering")):
+        return
+    usual = bridge.get(("linkinfo", "data", "br_vlan_default_pvid"))
+    if usual and vlan != usual:
+        with suppress(Exception):  # it was never in it, or has been taken out before
+            ip.vlan_filter("del", index=index, vlan_info={"vid": usual})
+    ip.vlan_filter("add", index=index, vlan_info={"vid": vlan, "flags": ["pvid", "untagged"]})
 
 
 def _silence(name: str) -> None:

@@ -21,7 +21,7 @@ from netsetup.errors import HostError, NetsetupError, NoSuchLinkError, NotOursEr
 from netsetup.kernel_tunnel import Carried, Parts
 from netsetup.links import IFF_UP, Message
 from netsetup.private_bridge import ensure_private_bridge
-from netsetup.taps import get_link, need_link
+from netsetup.taps import get_link, join_vlan, need_link
 from netsetup.tunnel_spec import (
     GROUP,
     End,
@@ -234,20 +234,9 @@ def _treat(ip: Any, spec: TunnelSpec, index: int, joined: bool) -> list[str]:
         mended += [f"{message.get('ifname')} had other flags in its bridge"] if joined else []
         ip.brport("set", index=index, **wanted)
     if spec.end is End.HOME and spec.home.vlan is not None:
-        _join_vlan(ip, index, spec.home.vlan, message.get("master"))
+        bridge = ip.link("get", index=message.get("master"))[0]
+        join_vlan(ip, index, spec.home.vlan, bridge)
     return mended
-
-
-def _join_vlan(ip: Any, index: int, vlan: int, bridge: int) -> None:
-    """Put the port into one VLAN, untagged, as the guest's own; a bridge that does not filter
-    has none: there the guest tags, and the tags pass."""
-    filtering = ip.link("get", index=bridge)[0].get(("linkinfo", "data", "br_vlan_filtering"))
-    if not filtering:
-        return
-    if vlan != 1:
-        with suppress(Exception):  # the default VLAN, where the bridge gives one
-            ip.vlan_filter("del", index=index, vlan_info={"vid": 1})
-    ip.vlan_filter("add", index=index, vlan_info={"vid": vlan, "flags": ["pvid", "untagged"]})
 
 
 @dataclass(frozen=True, slots=True)
