@@ -1,0 +1,19 @@
+"""A guest moves between hosts whose kernel is user-mode Linux: emulated in an emulated machine."""
+
+import pytest
+
+from tests.support.moving import Site
+
+pytestmark = [pytest.mark.qemu, pytest.mark.net, pytest.mark.uml]
+NAME = "tiny1"
+
+
+def test_a_tiny_guest_moves_with_its_memory_whole(site: Site) -> None:
+    site.start(site.tiny(NAME))
+    before = site.await_life(NAME)
+    moved = site.migrate(NAME, "beta")
+    assert (moved.code, moved.result["outcome"]) == (0, "migrated"), moved.error
+    assert (site.copy(NAME).host, site.copy(NAME).state) == ("beta", "running")
+    after = site.memory(NAME, before=before)
+    assert not after.problem
+    assert after.passes > before.passes, "it runs on"
