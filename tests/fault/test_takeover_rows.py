@@ -12,7 +12,7 @@ import pytest
 from qmigrate.agent.journal import read
 from tests.support.faulting import Faulty, Struck, kill
 from tests.support.moving import Copy, Qmp
-from tests.support.takeover import asked, assert_ended_on, kill_both, start
+from tests.support.takeover import apart, asked, assert_ended_on, kill_both, start
 
 pytestmark = [pytest.mark.fault, pytest.mark.qemu, pytest.mark.net]
 
@@ -251,6 +251,24 @@ def test_a_source_that_somebody_let_run_gets_no_second_copy(faulty: Faulty) -> N
     kill(held.pid)  # or GO would be on its way before anything else is heard
     moved = struck.finish()
     assert (moved.code, moved.result["outcome"]) == (5, "rolled-back"), moved
+    assert_ended_on(faulty, struck, "alpha")
+
+
+def test_a_source_that_somebody_let_run_while_go_could_not_be_sent_keeps_the_guest(
+    faulty: Faulty,
+) -> None:
+    site = faulty.site
+    site.start(site.slow("tiny1", *faulty.tiny().more, seconds=0))
+    faulty.before = site.await_life("tiny1")
+    struck = faulty.begin("tiny1", points=["source:before send-go:stop"])
+    held = struck.hold("source", "before send-go")
+    struck.kill_controller()
+    with apart(faulty):
+        held.release()
+        for host in ("alpha", "beta"):
+            struck.heard(host, "the link broke")
+        _let_run(faulty, next(copy for copy in struck.copies() if copy.host == "alpha"))
+        struck.heard("alpha", "away --qemu-runs-on--> strayed")
     assert_ended_on(faulty, struck, "alpha")
 
 
