@@ -12,11 +12,11 @@ answer, or a refusal, go through here, and the job ends as it would have::
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import trio
 
 from qmigrate.agent.requests import BringFrame, CarryLink, Done, Frame
-from qmigrate.controller.remote import Agent
 from qmigrate.core.errors import AgentLostError, HostError, QmigrateError
 
 AGAIN_PAUSE_S = 0.5  # before both are asked again: an agent may be just being started
@@ -24,8 +24,15 @@ BRING_DEADLINE_S = 10.0  # for an agent to take a frame; it only puts it into it
 WAITING = Frame("")  # a side has no link, and would be carried for
 
 
+class Asked(Protocol):
+    """What is needed of `controller.remote.Agent`."""
+
+    async def call(self, request: Any, /, *, deadline_s: float = ...) -> Any: ...  # noqa: D102
+    def stream(self, request: Any, /) -> Any: ...  # noqa: D102
+
+
 async def carry(
-    source: Agent, destination: Agent, job: str, *, met: Callable[[], None] = lambda: None
+    source: Asked, destination: Asked, job: str, *, met: Callable[[], None] = lambda: None
 ) -> str:
     """Carry until the agents have a link of their own ("linked") or the job is over ("over").
 
@@ -45,7 +52,7 @@ async def carry(
 class _Side:
     """One of the two agents, and whether it waits to be carried for."""
 
-    agent: Agent
+    agent: Asked
     waits: trio.Event = field(default_factory=trio.Event)
 
 

@@ -109,7 +109,7 @@ class Between:
 
     async def carry(self) -> None:
         try:
-            ended = await carry(self.a, self.b, "job-1", met=self.met.set)  # type: ignore[arg-type]
+            ended = await carry(self.a, self.b, "job-1", met=self.met.set)
         except HostError as exc:
             self.ended.append(exc)
         else:
