@@ -106,6 +106,7 @@ class TapSpec:
     multi_queue: bool = False  # QEMU's queues=N needs it, and refuses it otherwise
     vnet_hdr: bool = True
     flags: PortFlags = PortFlags()
+    vlan: int | None = None  # of a bridge that filters them; None: what it gives a new port
 
     def __post_init__(self) -> None:
         check_name(self.bridge)
@@ -116,6 +117,8 @@ class TapSpec:
             raise UsageError(
                 f"a tap's MTU is {MIN_MTU_BYTES} to {MAX_MTU_BYTES} bytes, not {self.mtu_bytes}"
             )
+        if self.vlan is not None and not 1 <= self.vlan <= 4094:
+            raise UsageError(f"VLAN {self.vlan} is not between 1 and 4094")
         if self.owner_uid is not None and not 0 <= self.owner_uid < 2**32 - 1:
             raise UsageError(f"{self.owner_uid} is no user id")
 

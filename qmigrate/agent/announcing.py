@@ -7,6 +7,7 @@ rollback the source announces what it has learned.
 
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from ipaddress import ip_address
 
 import trio
@@ -52,7 +53,7 @@ class Learning:
     def addresses(self) -> tuple[Announced, ...]:
         """All that were heard so far."""
         return tuple(
-            Announced(mac, str(sighting.address), "seen")
+            Announced(mac, str(sighting.address), "seen", sighting.vlan)
             for watch, mac in self._watches
             for sighting in watch.sightings
         )
@@ -84,7 +85,10 @@ class Announcing:
         """Take what was learned on the other host; who said it first is kept."""
         known = {(a.mac, a.address) for a in self._known}
         self._known += tuple(
-            a for a in addresses if (a.mac, a.address) not in known and _is_address(a.address)
+            a
+            for a in addresses
+            if (a.mac, a.address) not in known and _is_address(a.address)
+            if a.vlan is None or 1 <= a.vlan <= 4094
         )[:KNOWN_LIMIT]
         for announcer in self._announcers:
             announcer.replan(self._plan(announcer.record.mac))
@@ -107,7 +111,17 @@ class Announcing:
             self._say(f"{tap} will not be announced: {exc.what}")
 
     def _plan(self, mac: str) -> AnnouncePlan:
-        return plan([ip_address(a.address) for a in self._known if a.mac == mac], mac)
+        """Return the frames for all that a card is known to have, in each VLAN that it tags."""
+        known = [a for a in self._known if a.mac == mac]
+        plans = [
+            plan([ip_address(a.address) for a in known if a.vlan == vlan], mac, vlan=vlan)
+            for vlan in dict.fromkeys((None, *(a.vlan for a in known)))
+        ]
+        first = plans[0]
+        frames = sorted((f for each in plans for f in each.frames), key=lambda f: f.at_ms)
+        addresses = tuple(address for each in plans for address in each.addresses)
+        note = first.note if not addresses else None
+        return replace(first, addresses=addresses, frames=tuple(frames), note=note)
 
     async def fire(self, nursery: trio.Nursery) -> None:
         """Send the first round now, the others in `nursery`."""

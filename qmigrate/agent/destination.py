@@ -14,6 +14,7 @@ from qmigrate.agent.deciding import look, look_ahead, run_guest
 from qmigrate.agent.job import JobAgent, boot_id
 from qmigrate.agent.loading import load, load_failure, say_ready
 from qmigrate.agent.monitoring import Looked, Watched
+from qmigrate.agent.networking import release
 from qmigrate.core.errors import HostError, MonitorError, Problem, QmigrateError
 from qmigrate.core.handover import (
     Destination,
@@ -25,6 +26,7 @@ from qmigrate.core.handover import (
 )
 from qmigrate.core.job import DestinationSpec, TwinFacts
 from qmigrate.core.model import RUNS, RunState, Side
+from qmigrate.core.network_requests import ReleaseTunnels
 from qmigrate.core.rights import DESTINATION_WORDS
 from qmigrate.core.takeover import destination_after
 from qmigrate.qmp.events import Event, MigrationEvent, MigrationStatus, ResumeEvent
@@ -313,11 +315,16 @@ class DestinationAgent(JobAgent):
                 await self._quit()
             case E.CLEAN:
                 self.left += await twin.remove(self.rtnl, self.tag)
+                void = ReleaseTunnels(self.tag, end="away")  # the guest is not here
+                self.left += await release(self.rtnl, void, self.spec.host)
                 if self._unstarted:  # nor is the source's agent then: nobody will ask
                     self.over.set()
             case E.REPORT_UNKNOWN:
                 self.say("the outcome cannot be known here; nothing is touched")
             case E.END:
+                if self.state is D.DONE:
+                    void = ReleaseTunnels(self.tag, keep=self.spec.network.tunnels)
+                    self.left += await release(self.rtnl, void, self.spec.host)
                 await self.send(peer.Farewell(self.left))
                 self.over.set()
             case _:

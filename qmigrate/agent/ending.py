@@ -6,6 +6,7 @@ import trio
 
 from netsetup.errors import NetsetupError
 from qmigrate.agent import twin
+from qmigrate.agent.networking import release
 from qmigrate.agent.reporting import report_of
 from qmigrate.agent.units import enabled_at_boot, stop_unit
 from qmigrate.core.errors import (
@@ -18,6 +19,7 @@ from qmigrate.core.handover import (
     Source,
     SourceEvent,
 )
+from qmigrate.core.network_requests import ReleaseTunnels
 from qmigrate.core.takeover import Return, how_to_return
 
 if TYPE_CHECKING:
@@ -100,6 +102,7 @@ async def _bring_back(agent: "SourceAgent") -> None:
 
 async def announce(agent: "SourceAgent") -> None:
     """Tell the network that the guest is still, or again, here."""
+    await agent.turning.back()
     try:
         agent.announced = await agent.learning.announce(agent.rtnl, agent.nursery)
     except NetsetupError as exc:
@@ -107,10 +110,19 @@ async def announce(agent: "SourceAgent") -> None:
 
 
 async def clean(agent: "SourceAgent") -> None:
-    """Remove what a guest that has left lived on here, if it was ours."""
+    """Remove what a guest that has left lived on here, if it was ours; let go of its tunnels."""
+    tag, host = agent.guest.tag, agent.spec.host
     if agent.state in (S.DONE, S.ENDED):
-        left = await twin.remove(agent.rtnl, agent.guest.tag)
-        agent.left += tuple(f"{agent.spec.host}: {what}" for what in left)
+        left = await twin.remove(agent.rtnl, tag)
+        agent.left += tuple(f"{host}: {what}" for what in left)
+    match agent.state:
+        case S.DONE:
+            void = ReleaseTunnels(tag, keep=agent.spec.network.tunnels)
+        case S.ENDED:
+            void = ReleaseTunnels(tag)
+        case _:  # it runs here: what leads away from here leads to nobody
+            void = ReleaseTunnels(tag, end="home")
+    agent.left += await release(agent.rtnl, void, host)
 
 
 async def look_at_boot(agent: "SourceAgent") -> None:

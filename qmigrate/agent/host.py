@@ -64,7 +64,7 @@ async def gather_host_facts(request: GetHostFacts) -> HostFacts:
     system = os.uname()
     return HostFacts(
         hostname=socket.gethostname(),
-        boot_id=_text("/proc/sys/kernel/random/boot_id") or "",
+        boot_id=boot_id(),
         machine_id=_text("/etc/machine-id"),
         kernel=system.release,
         arch=system.machine,
@@ -80,12 +80,22 @@ async def gather_host_facts(request: GetHostFacts) -> HostFacts:
         bridges=bridges(),
         users=names["users"],
         groups=names["groups"],
-        addresses=(
-            *global_ipv4(_text("/proc/net/fib_trie") or ""),
-            *global_ipv6(_text("/proc/net/if_inet6") or ""),
-        ),
+        addresses=addresses(),
         systemd=systemd_runs(),
         run_free_bytes=_free_bytes("/run"),
+    )
+
+
+def boot_id() -> str:
+    """Return the kernel's id of this boot."""
+    return _text("/proc/sys/kernel/random/boot_id") or ""
+
+
+def addresses() -> tuple[str, ...]:
+    """Return this host's global addresses, IPv4 first."""
+    return (
+        *global_ipv4(_text("/proc/net/fib_trie") or ""),
+        *global_ipv6(_text("/proc/net/if_inet6") or ""),
     )
 
 

@@ -16,7 +16,7 @@ from netsetup.prober import Prober
 from netsetup.rtnl import Rtnl
 from netsetup.tunnel_spec import Part, Tunnel, mark_of
 from netsetup.tunnels import list_tunnels
-from qmigrate.agent.holdings import boot_id
+from qmigrate.agent import host
 from qmigrate.agent.server import AgentContext
 from qmigrate.core.errors import HostError
 from qmigrate.core.network import BridgeHere, Home, NetworkHere, Port, TunnelHere
@@ -56,7 +56,9 @@ async def get_network(ctx: AgentContext, _request: GetNetwork) -> NetworkHere:
     with as_host_errors():
         tunnels = await list_tunnels(network.rtnl)
         bridges, ports = await network.rtnl.run("describe the bridges", _bridges)
-    return NetworkHere(boot_id(), bridges, ports, tuple(map(tunnel_here, tunnels)))
+    return NetworkHere(
+        host.boot_id(), host.addresses(), bridges, ports, tuple(map(tunnel_here, tunnels))
+    )
 
 
 def tunnel_here(tunnel: Tunnel) -> TunnelHere:

@@ -13,6 +13,7 @@ from qmigrate.agent.copying import migrate, migrate_cancel, migrate_continue
 from qmigrate.agent.ending import announce, clean, end, quit_qemu, return_guest, unknown
 from qmigrate.agent.job import JobAgent, boot_id
 from qmigrate.agent.monitoring import Looked, Watched
+from qmigrate.agent.networking import Turning
 from qmigrate.agent.pacing import Pace
 from qmigrate.agent.preparing import Preparation
 from qmigrate.core.errors import (
@@ -91,6 +92,7 @@ class SourceAgent(JobAgent):
         self.pace = Pace(self, lambda: self.state is S.COPYING)
         self.preparation = Preparation(self)
         self.learning = Learning(self.guest.taps, self.say)
+        self.turning = Turning(self.spec.network.turns, self.say)
         self._farewell = trio.Event()
         self._deadline = trio.CancelScope()  # of whatever the present state waits for
         self._settled = trio.Event()  # whether the guest was paused by somebody is known
@@ -106,6 +108,7 @@ class SourceAgent(JobAgent):
         ):
             async with self.linking.listening(boot_id()) as endpoint:
                 endpoint.set_peer(self.entry().peer or self.guest.peer_addresses)
+                await self.turning.arm(self.rtnl, self._exits)
                 if again:  # what is heard meanwhile waits until it is known where we stand
                     await self._take_over()
                 else:
@@ -215,6 +218,7 @@ class SourceAgent(JobAgent):
                 self.post(SE.LOADED)
             case peer.Running():
                 self.running = message
+                self.nursery.start_soon(self.turning.turn)  # by a new agent, whose GO it was not
                 if message.resume_us is not None:
                     self.offset = self.linking.clock_offset(at_us=message.resume_us)
                 self.post(SE.RUNNING)
@@ -342,6 +346,7 @@ class SourceAgent(JobAgent):
             case E.SEND_GO:
                 await self.send(peer.Go(run=self.had in RUNS, alone=self.qemu.has_ended()))
                 self.mark("go sent")
+                self.nursery.start_soon(self.turning.turn)
             case E.SEND_ASK:
                 await self.send(peer.Ask())
             case E.SEND_REFUSE:

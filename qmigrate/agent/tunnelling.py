@@ -10,7 +10,17 @@ from netsetup import choice, tunnels
 from netsetup.errors import NetsetupError
 from netsetup.mtu import Manner
 from netsetup.rtnl import Rtnl
-from netsetup.tunnel_spec import End, Part, Tag, Tunnel, TunnelSpec, choose_key, mirrored, spec_of
+from netsetup.tunnel_spec import (
+    End,
+    Part,
+    Tag,
+    Tunnel,
+    TunnelSpec,
+    choose_key,
+    mirrored,
+    spec_of,
+    tunnel_id,
+)
 from netsetup.turning import Turn, arm
 from qmigrate.agent.network import (
     as_host_errors,
@@ -48,34 +58,32 @@ async def get_abilities(ctx: AgentContext, request: GetAbilities) -> Abilities:
         here = await tunnels.list_tunnels(network.rtnl)
     return Abilities(
         tuple(Ability(a.kind, a.backend, a.family, a.why_not) for a in found),
-        tuple(tunnel.key for tunnel in here if tunnel.key is not None),
+        tuple(map(tunnel_here, here)),
     )
 
 
 async def choose_tunnel(_ctx: AgentContext, request: ChooseTunnel) -> TunnelChoice:
-    """Answer `ChooseTunnel`; nothing of this host matters to it, and nothing is made."""
+    """Answer `ChooseTunnel`; nothing of this host matters to it, and nothing is made.
+
+    A tunnel that joins the two already is shared: its guests would lose it if it were another.
+    """
     with as_host_errors():
-        chosen = choice.choose(
-            _abilities(request.home_abilities),
-            _abilities(request.away_abilities),
-            [
-                choice.Path(ip_address(path.local), ip_address(path.remote), path.mtu_bytes)
-                for path in request.paths
-            ],
-            mtu_bytes=request.mtu_bytes,
-            tags=request.tags,
-            wanted=request.wanted,
-        )
         home = home_there(request.home)
-        taken = {*request.home_abilities.keys, *request.away_abilities.keys}
+        chosen = _choose(request, request.wanted)
+        shared = _shared(request, tunnel_id(home, chosen.path.local, chosen.path.remote))
+        if shared is not None and shared.kind != chosen.kind and request.wanted == choice.AUTO:
+            chosen = _choose(request, shared.kind or request.wanted)
         local, remote = chosen.path.local, chosen.path.remote
+        everywhere = (*request.home_abilities.tunnels, *request.away_abilities.tunnels)
+        taken = frozenset(tunnel.key for tunnel in everywhere if tunnel.key is not None)
+        key = shared.key if shared is not None else None
         spec = TunnelSpec(
             kind=chosen.kind,
             local=local,
             remote=remote,
             home=home,
             end=End.HOME,
-            key=choose_key(home, local, remote, taken=frozenset(taken)),
+            key=key or choose_key(home, local, remote, taken=taken),
             mtu_bytes=request.mtu_bytes,
             manner=chosen.fit.manner,
             tag=Tag(OWNER, request.job),
@@ -92,6 +100,26 @@ async def choose_tunnel(_ctx: AgentContext, request: ChooseTunnel) -> TunnelChoi
         whole=chosen.fit.manner is Manner.WHOLE,
         passed_over=chosen.passed_over,
     )
+
+
+def _choose(request: ChooseTunnel, wanted: str) -> choice.Choice:
+    return choice.choose(
+        _abilities(request.home_abilities),
+        _abilities(request.away_abilities),
+        [
+            choice.Path(ip_address(path.local), ip_address(path.remote), path.mtu_bytes)
+            for path in request.paths
+        ],
+        mtu_bytes=request.mtu_bytes,
+        tags=request.tags,
+        wanted=wanted,
+    )
+
+
+def _shared(request: ChooseTunnel, id_: str) -> TunnelHere | None:
+    """Return the end of that tunnel that is there; home's, if both are."""
+    everywhere = (*request.home_abilities.tunnels, *request.away_abilities.tunnels)
+    return next((tunnel for tunnel in everywhere if tunnel.id == id_), None)
 
 
 def _abilities(told: Abilities) -> tuple[choice.Ability, ...]:
@@ -153,15 +181,18 @@ async def release(rtnl: Rtnl, request: ReleaseTunnels) -> TunnelsReleased:
     removed: list[str] = []
     kept: list[str] = []
     for tunnel in await tunnels.list_tunnels(rtnl):
-        if request.guest is not None and request.guest not in tunnel.guests:
+        claimed = request.guest in tunnel.guests
+        if tunnel.guests and not claimed and request.guest is not None:
             continue
         if request.end is not None and tunnel.end != request.end:
             continue
-        if tunnel.id in request.keep or tunnel.id not in (request.only or (tunnel.id,)):
+        if request.only is not None and tunnel.id not in request.only:
+            continue
+        if tunnel.id in request.keep:
             continue
         done = await tunnels.remove(rtnl, tunnel.id, guest=request.guest)
         removed += done.removed
-        kept += [f"tunnel {tunnel.id}: {done.kept}"] if done.kept else []
+        kept += [f"tunnel {tunnel.id}: {done.kept}"] if done.kept and claimed else []
     return TunnelsReleased(tuple(removed), tuple(kept))
 
 

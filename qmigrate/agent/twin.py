@@ -22,12 +22,14 @@ from pathlib import Path
 
 import trio
 
+from netsetup import homes
 from netsetup.errors import NetsetupError
 from netsetup.links import Tap, TapSpec
 from netsetup.rtnl import Rtnl
 from qmigrate.agent.places import guest_directory, remove_guest_directory, runs_systemd
 from qmigrate.core.errors import HostError
 from qmigrate.core.job import MONITOR_TOKEN, TapPlan, TwinPlan, tap_token
+from qmigrate.core.network import Home
 
 ALIAS_PREFIX = "qmigrate:guest="  # of a tap that a guest lives on; the guest's id follows
 MONITOR_NAME = "monitor"  # in the guest's run directory
@@ -36,9 +38,12 @@ ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 _STDERR_TAIL_BYTES = 2000
 
 
-def tap_alias(tag: str, netdev: str) -> str:
-    """Return the mark on a tap that says whose it is."""
-    return f"{ALIAS_PREFIX}{tag} nic={netdev}"
+def tap_alias(tag: str, netdev: str, home: Home | None = None) -> str:
+    """Return the mark on a tap that says whose it is, and where the guest's neighbours are."""
+    alias = f"{ALIAS_PREFIX}{tag} nic={netdev}"
+    if home is None:
+        return alias
+    return homes.with_home(alias, homes.Home(home.host, home.bridge, home.vlan))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,7 @@ async def make_taps(
     """Make the twin's taps; `made` is told of each beforehand. Raises `HostError`."""
     taps = []
     for each in plan.taps:
-        alias = tap_alias(plan.tag, each.netdev)
+        alias = tap_alias(plan.tag, each.netdev, each.home)
         made(f"tap {alias}")
         try:
             taps.append((each.netdev, await rtnl.create_tap(_tap_spec(each, alias, owner))))
@@ -99,6 +104,7 @@ def _tap_spec(plan: TapPlan, alias: str, owner: Account) -> TapSpec:
         owner_uid=owner.uid or None,
         multi_queue=plan.queues > 1,
         vnet_hdr=plan.vnet_hdr,
+        vlan=plan.vlan,
     )
 
 

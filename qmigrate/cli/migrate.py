@@ -16,6 +16,7 @@ qmigrate migrate web1 beta                        live, from wherever it runs
 qmigrate migrate web1 beta --from root@alpha      when no inventory says where to look
 qmigrate migrate web1 beta --offline              stopped meanwhile
 qmigrate migrate web1 beta --dry-run              plan and findings; nothing is touched
+qmigrate migrate web1 gamma --tunnel none         only if the guest's network is there too
 qmigrate migrate web1 beta --bandwidth 800Mbit --downtime-limit 50
 qmigrate migrate web1 beta --json >result.json"""
 
@@ -85,6 +86,13 @@ def add_move(parser: argparse.ArgumentParser) -> None:
         metavar="HERE=THERE",
         help="the destination calls the guest's bridge otherwise; may be repeated",
     )
+    parser.add_argument(
+        "--tunnel",
+        type=_tunnel,
+        default="auto",
+        metavar="KIND",
+        help="where the destination is in another segment: auto (the default), none, or a kind",
+    )
 
 
 def _positive(text: str) -> int:
@@ -107,6 +115,14 @@ def _pair(text: str) -> tuple[str, str]:
     if not (here and sign and there):
         raise argparse.ArgumentTypeError(f"{text!r} is not HERE=THERE")
     return here, there
+
+
+def _tunnel(text: str) -> str:
+    from qmigrate.core.network import TUNNELS
+
+    if text not in TUNNELS:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of: {', '.join(TUNNELS)}")
+    return text
 
 
 def wish_of(context: Context, args: argparse.Namespace) -> "Wish":
@@ -161,6 +177,8 @@ def wish_of(context: Context, args: argparse.Namespace) -> "Wish":
             *((str(address), "inventory") for address in said.addresses),
         ),
         bridges=tuple(args.bridge),
+        tunnel=args.tunnel,
+        hosts=inventory.hosts,
         faults=tuple(map(parse_fault, getattr(args, "fault", ()))),
         patience=SHORT_PATIENCE if getattr(args, "impatient", False) else Patience(),
     )

@@ -11,17 +11,14 @@ from typing import Protocol
 
 import trio
 
-from qmigrate.agent.requests import (
-    CancelJob,
-    PointJob,
-    StartJob,
-    WatchJob,
-)
+from qmigrate.agent.requests import CancelJob, PointJob, StartJob, WatchJob
 from qmigrate.controller.carry import carry
 from qmigrate.controller.keys import JobKeys, make_keys
+from qmigrate.controller.moving import MoveNetwork
 from qmigrate.controller.plan import Plan, Wish, find_source, make_plan
 from qmigrate.controller.remote import Agent, open_agents
 from qmigrate.controller.result import Result, exit_code
+from qmigrate.controller.routing import Routing, tunnels_of, turns_of
 from qmigrate.core.errors import (
     AgentLostError,
     BlockedError,
@@ -37,10 +34,12 @@ from qmigrate.core.job import (
     JobNote,
     JobReport,
     JobSpec,
+    NetworkSpec,
     Outcome,
     SourceSpec,
 )
 from qmigrate.core.model import Address, Finding, HostFacts, HostSpec, Progress, Side
+from qmigrate.core.network_rules import At
 from qmigrate.core.preflight import blockers
 
 START_DEADLINE_S = 120.0  # for a job's agent and its QEMU, whose own deadlines say more
@@ -81,6 +80,7 @@ class Move:
         self.connect_s = 0.0
         self.plan_s = 0.0
         self.plan: Plan | None = None
+        self.network: MoveNetwork | None = None
         self._unknown = trio.Event()
         self._apart = trio.Event()  # the agents have no link, as far as the source knows
         self._why_unknown: Problem | None = None
@@ -99,7 +99,10 @@ class Move:
             source, spec, destination = await self._connect(stack)
             self.connect_s = perf_counter() - self.began_s
             self._phase("preflight")
-            self.plan = await make_plan(self.wish, source, spec, destination)
+            ends = (spec, source), (self.wish.destination, destination)
+            routing = Routing(self.wish.network, *ends, stack)
+            self.plan = await make_plan(self.wish, source, spec, destination, routing)
+            self.network = MoveNetwork(routing, self.plan.routes, self.plan.twin.plan.tag)
             self.plan_s = perf_counter() - self.began_s - self.connect_s
             if plan_only:
                 return self.plan
@@ -108,7 +111,7 @@ class Move:
                 raise BlockedByFindings(self.plan.findings)
             # Whoever reads --json must know the job before it can be lost sight of.
             self._phase("prepare", f"job {self.plan.job}")
-            return await self._move(self.plan, await keys.get(), source, destination)
+            return await self._move(self.plan, await keys.get(), self.network)
 
     async def _connect(self, stack: AsyncExitStack) -> tuple[Agent, HostSpec, Agent]:
         """Open all agents side by side; a host that may not have the guest may also fail."""
@@ -133,25 +136,29 @@ class Move:
         spec = next(s for s in sources if s.name == source.host)
         return source, spec, destination
 
-    async def _move(self, plan: Plan, keys: JobKeys, source: Agent, destination: Agent) -> Result:
+    async def _move(self, plan: Plan, keys: JobKeys, network: MoveNetwork) -> Result:
+        source, destination = network.agents
         self.view.started(plan.job)
-        try:
-            there = await destination.call(
-                StartJob(destination_spec(plan, keys)), deadline_s=START_DEADLINE_S
-            )
-            here = await source.call(
-                StartJob(source_spec(plan, keys, there.addresses)), deadline_s=START_DEADLINE_S
-            )
-        except QmigrateError:
-            await _quietly(destination.call(CancelJob(plan.job)))
-            raise
+        async with network.build():
+            try:
+                there = await destination.call(
+                    StartJob(destination_spec(plan, keys)), deadline_s=START_DEADLINE_S
+                )
+                here = await source.call(
+                    StartJob(source_spec(plan, keys, there.addresses)),
+                    deadline_s=START_DEADLINE_S,
+                )
+            except QmigrateError:
+                await _quietly(destination.call(CancelJob(plan.job)))
+                raise
         await _quietly(destination.call(PointJob(plan.job, here.addresses)))
         if self.detach:
             return self._result(Outcome.DETACHED, _left(plan), None)
-        return await self._watch(plan, source, destination)
+        return await self._watch(plan, network)
 
-    async def _watch(self, plan: Plan, source: Agent, destination: Agent) -> Result:
+    async def _watch(self, plan: Plan, network: MoveNetwork) -> Result:
         """Follow the job to its end, or until the user leaves."""
+        source, destination = network.agents
         report: JobReport | None = None
         problem: Problem | None = None
         outcome = Outcome.DETACHED
@@ -194,6 +201,7 @@ class Move:
             nursery.start_soon(_or_warn, self.view, cancel)
         if report is None:
             return self._result(outcome, problem or _left(plan), None)
+        await network.finish(report)
         return self._result(report.outcome, report.problem, report)
 
     async def _follow(self, plan: Plan, source: Agent) -> JobReport:
@@ -224,7 +232,13 @@ class Move:
         self, outcome: Outcome, problem: Problem | None, report: JobReport | None
     ) -> Result:
         plan = self.plan
-        incomplete = report is not None and bool(report.leftovers)
+        network = self.network
+        routes = plan.routes if plan else ()
+        reached = network.reached if network else None
+        left = network.left if network else ()
+        incomplete = bool(left) or (report is not None and bool(report.leftovers))
+        if reached is False and any(route.tunnel for route in routes):
+            incomplete = True
         return Result(
             job=plan.job if plan else None,
             guest=(plan.guest.name if plan else None) or self.wish.guest,
@@ -239,6 +253,9 @@ class Move:
             problem=problem,
             findings=plan.findings if plan else (),
             report=report,
+            routes=routes,
+            reached=reached,
+            left=left,
         )
 
 
@@ -341,6 +358,7 @@ def destination_spec(plan: Plan, keys: JobKeys) -> JobSpec:
         faults=wish.faults,
         patience=wish.patience,
         disks=plan.images,
+        network=NetworkSpec(tunnels_of(plan.routes)),
         destination=DestinationSpec(plan.twin.plan, addresses),
     )
 
@@ -365,6 +383,7 @@ def source_spec(plan: Plan, keys: JobKeys, peer: tuple[Address, ...]) -> JobSpec
         faults=wish.faults,
         patience=wish.patience,
         disks=plan.images,
+        network=NetworkSpec(tunnels_of(plan.routes), turns_of(plan.routes, At.SOURCE)),
         source=SourceSpec(
             pid=guest.pid,
             start_ticks=guest.start_ticks,

@@ -18,13 +18,17 @@ from qmigrate.agent.requests import (
     SeeDisks,
 )
 from qmigrate.controller.remote import Agent
-from qmigrate.core.cmdline import Twin, twin
+from qmigrate.controller.routing import NetworkWish, Routing, routed
+from qmigrate.controller.session import one_error
+from qmigrate.core.cmdline import Twin, guest_tag, twin
 from qmigrate.core.errors import HostError, UsageError
 from qmigrate.core.evidence import Facts
 from qmigrate.core.finding import name_in_id
 from qmigrate.core.images import ImageEvidence, writable_disks
 from qmigrate.core.job import FaultPoint, Limits, Mode, Patience
 from qmigrate.core.model import Finding, Guest, GuestDetail, HostFacts, HostSpec
+from qmigrate.core.network import AUTO
+from qmigrate.core.network_rules import Route
 from qmigrate.core.preflight import preflight
 
 PROOF_DEADLINE_S = 30.0  # for two looks at shared storage, each with a deadline of its own
@@ -45,6 +49,13 @@ class Wish:
     bridges: tuple[tuple[str, str], ...] = ()  # source's name, destination's
     faults: tuple[FaultPoint, ...] = ()  # for tests only
     patience: Patience = field(default_factory=Patience)
+    tunnel: str = AUTO  # a kind of tunnel, AUTO or NONE
+    hosts: tuple[HostSpec, ...] = ()  # of the inventory: one of them may be the guest's home
+
+    @property
+    def network(self) -> NetworkWish:
+        """What of it concerns the network."""
+        return NetworkWish(self.tunnel, self.bridges, self.hosts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +70,7 @@ class Plan:
     destination_facts: HostFacts
     twin: Twin
     findings: tuple[Finding, ...]
+    routes: tuple[Route, ...] = ()
 
     @property
     def guest(self) -> Guest:
@@ -103,7 +115,9 @@ async def find_source(name: str, agents: Sequence[Agent]) -> Agent:
     raise UsageError(f"{name} is on {hosts}", next_step="say which with --from HOST")
 
 
-async def make_plan(wish: Wish, source: Agent, spec: HostSpec, destination: Agent) -> Plan:
+async def make_plan(
+    wish: Wish, source: Agent, spec: HostSpec, destination: Agent, routing: Routing
+) -> Plan:
     """Gather all that preflight wants to know, and judge."""
     detail: GuestDetail
     source_facts: HostFacts
@@ -130,24 +144,41 @@ async def make_plan(wish: Wish, source: Agent, spec: HostSpec, destination: Agen
         nursery.start_soon(ask_source)
         nursery.start_soon(ask_source_host)
         nursery.start_soon(ask_destination)
+        nursery.start_soon(routing.look)
     if missing is not None:
         raise _already_there(wish, there) or missing
     process = detail.process
-    destination_facts = await destination.call(
-        GetHostFacts(
-            qemu=detail.guest.executable,
-            users=(process.user,),
-            groups=tuple(dict.fromkeys((process.group, *process.groups))),
-            accelerator=detail.guest.accelerator,
+    job = new_job_id(detail.guest.name or wish.guest)
+    compared: list[tuple[HostFacts, Twin, tuple[ImageEvidence, ...]]] = []
+
+    async def compare() -> None:
+        destination_facts = await destination.call(
+            GetHostFacts(
+                qemu=detail.guest.executable,
+                users=(process.user,),
+                groups=tuple(dict.fromkeys((process.group, *process.groups))),
+                accelerator=detail.guest.accelerator,
+            )
         )
-    )
-    made = twin(
-        detail,
-        host=spec.name,
-        executable=destination_facts.qemu_path or detail.guest.executable,
-        bridges=dict(wish.bridges),
-    )
-    images = await _prove_images(detail, made, source, destination)
+        made = twin(
+            detail,
+            host=spec.name,
+            executable=destination_facts.qemu_path or detail.guest.executable,
+            bridges=dict(wish.bridges),
+        )
+        images = await _prove_images(detail, made, source, destination)
+        compared.append((destination_facts, made, images))
+
+    async def find_routes() -> None:
+        await routing.find(detail, tag=guest_tag(detail), job=job)
+
+    with one_error():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(compare)
+            nursery.start_soon(find_routes)
+    destination_facts, made, images = compared[0]
+    made = routed(made, routing.routes)
+    private = {route.bridge for route in routing.routes if route.tunnel is not None}
     facts = Facts(
         detail=detail,
         source_name=spec.name,
@@ -155,13 +186,13 @@ async def make_plan(wish: Wish, source: Agent, spec: HostSpec, destination: Agen
         destination_name=wish.destination.name,
         destination=destination_facts,
         destination_guests=there.guests,
-        plan_findings=made.findings,
-        bridges=tuple(tap.bridge for tap in made.plan.taps),
+        plan_findings=(*made.findings, *routing.findings()),
+        bridges=tuple(t.bridge for t in made.plan.taps if t.bridge not in private),
         images=images,
         stop_unit=wish.stop_unit,
     )
     return Plan(
-        job=new_job_id(detail.guest.name or wish.guest),
+        job=job,
         wish=wish,
         source=spec,
         detail=detail,
@@ -169,6 +200,7 @@ async def make_plan(wish: Wish, source: Agent, spec: HostSpec, destination: Agen
         destination_facts=destination_facts,
         twin=made,
         findings=preflight(facts, force=wish.force),
+        routes=routing.routes,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from qmigrate.core.errors import Problem, QmigrateError
 from qmigrate.core.job import AnnounceReport, JobReport, Mode, Outcome
 from qmigrate.core.model import Finding, Phase
+from qmigrate.core.network_rules import Route
 from qmigrate.core.timeline import ClockOffset, blackout
 
 SCHEMA = "qmigrate.result/1"
@@ -30,6 +31,14 @@ class Result:
     problem: Problem | None
     findings: tuple[Finding, ...]
     report: JobReport | None
+    routes: tuple[Route, ...] = ()  # where the guest's cards went, or were to go
+    reached: bool | None = None  # it answers from its new place, seen from its home segment
+    left: tuple[str, ...] = ()  # what the controller itself could not remove
+
+    @property
+    def tunnel(self) -> str | None:
+        """The first tunnel that its cards go through."""
+        return next((r.tunnel.described for r in self.routes if r.tunnel is not None), None)
 
     @property
     def blackout_ms(self) -> float | None:
@@ -113,7 +122,9 @@ def document(result: Result) -> dict[str, Any]:
         "mode": str(result.mode),
         "transport": TRANSPORT,
         "plaintext": True,
-        "tunnel": None,
+        "tunnel": result.tunnel,
+        "reached": result.reached,
+        "network": [_route(route) for route in result.routes],
         "outcome": str(result.outcome),
         "exit": result.exit_code,
         "wall_s": round(result.wall_s, 4),
@@ -146,7 +157,7 @@ def document(result: Result) -> dict[str, Any]:
         "findings": finding_documents(result.findings + (report.findings if report else ())),
         "guest_events": list(report.guest_events) if report else [],
         "still_enabled": report.still_enabled if report else None,
-        "leftovers": list(report.leftovers) if report else [],
+        "leftovers": [*(report.leftovers if report else ()), *result.left],
         "faults": [f"{f.side}:{f.moment}:{f.action}" for f in report.faults] if report else [],
         "error": error_document(result.problem),
     }
@@ -164,6 +175,36 @@ def finding_documents(findings: Sequence[Finding]) -> list[dict[str, str]]:
         }
         for f in findings
     ]
+
+
+def _route(route: Route) -> dict[str, Any]:
+    """Return where a card went."""
+    verdict, tunnel = route.verdict, route.tunnel
+    return {
+        "mac": route.card.mac,
+        "home": {
+            "host": route.card.home.host,
+            "bridge": route.card.home.bridge,
+            "vlan": route.card.home.vlan,
+        },
+        "bridge": route.bridge,
+        "adjacency": str(verdict.adjacency) if verdict else None,
+        "why": verdict.why if verdict else None,
+        "mtu_bytes": verdict.mtu_bytes if verdict else None,
+        "latency_us": verdict.latency_us if verdict else None,
+        "tunnel": None
+        if tunnel is None
+        else {
+            "id": tunnel.id,
+            "kind": tunnel.away_end.kind,
+            "backend": tunnel.away_end.backend,
+            "local": tunnel.home_end.local,
+            "remote": tunnel.home_end.remote,
+            "key": tunnel.home_end.key,
+            "encrypted": False,
+            "why": tunnel.why,
+        },
+    }
 
 
 def _announced(report: AnnounceReport | None) -> dict[str, Any] | None:

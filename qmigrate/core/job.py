@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from qmigrate.core.errors import Problem
 from qmigrate.core.model import Address, Finding, ProcessFacts, Progress, RunState, Shape, Side
+from qmigrate.core.network import Home, TurnWish
 from qmigrate.core.secret import Identity
 
 RUN_DIRECTORY = "/run/qmigrate"
@@ -109,6 +110,8 @@ class TapPlan:
     queues: int = 1
     vnet_hdr: bool = True
     mtu: int | None = None
+    vlan: int | None = None  # of a bridge that filters them; None: what a new port gets
+    home: Home | None = None  # remembered in its alias; None: the bridge itself
 
 
 TOKEN_MARK = "@qmigrate-"  # noqa: S105 - begins what stands for something else; no guest may say it
@@ -129,6 +132,7 @@ class Announced:
     mac: str
     address: str  # IPv4 or IPv6
     origin: str  # "option", "inventory", "seen"
+    vlan: int | None = None  # of the tag that the guest itself puts on
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +178,14 @@ class DestinationSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class NetworkSpec:
+    """What was built for the job, and what is to be turned when the guest runs elsewhere."""
+
+    tunnels: tuple[str, ...] = ()  # their ids; every other claim of the guest is void once it moved
+    turns: tuple[TurnWish, ...] = ()  # for the source, where it is the guest's home
+
+
+@dataclass(frozen=True, slots=True)
 class JobSpec:
     """Everything that one side's agent needs; kept in a memfd, since it holds a key."""
 
@@ -193,6 +205,7 @@ class JobSpec:
     faults: tuple[FaultPoint, ...] = ()
     patience: Patience = Patience()
     disks: tuple[str, ...] = ()  # what the guest writes to: the same files on both hosts
+    network: NetworkSpec = NetworkSpec()
 
 
 @dataclass(frozen=True, slots=True)

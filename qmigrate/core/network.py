@@ -10,6 +10,7 @@ from enum import StrEnum
 
 AUTO = "auto"  # of a tunnel's kind: what both hosts can do
 NONE = "none"  # no tunnel: a segment that is not adjacent is a blocker
+TUNNELS = (AUTO, NONE, "vxlan", "gretap", "etherip")  # what can be asked for
 OWNER = "qmigrate"  # in the tag of a tunnel that is ours
 
 
@@ -145,6 +146,7 @@ class NetworkHere:
     """A host's bridges, their ports, and our tunnels."""
 
     boot_id: str
+    addresses: tuple[str, ...]  # beyond the link
     bridges: tuple[BridgeHere, ...]
     ports: tuple[Port, ...]
     tunnels: tuple[TunnelHere, ...]

@@ -136,10 +136,10 @@ class GetAbilities:
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
-    """Answer to `GetAbilities`, and the keys that tunnels here have already."""
+    """Answer to `GetAbilities`, and the tunnels that are here already."""
 
     abilities: tuple[Ability, ...]
-    keys: tuple[int, ...]
+    tunnels: tuple[TunnelHere, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,8 @@ class TunnelMade:
 class ReleaseTunnels:
     """Take a guest's claims away, and with the last of each the end of that tunnel.
 
-    Those of `only` if it is not None, but not of `keep`; with `end` those of that end only.
+    Those of `only` if it is not None, but not of `keep`; with `end` those of that end only. An end
+    without any claim goes with them: its builder or its remover has died.
     """
 
     guest: str | None  # None: everybody's claims

@@ -7,7 +7,7 @@ rule's findings into warnings, where that can be wished for at all.
 
 from dataclasses import replace
 
-from qmigrate.core import guest_rules, host_rules
+from qmigrate.core import guest_rules, host_rules, network_rules
 from qmigrate.core.evidence import Facts, Rule
 from qmigrate.core.model import (
     Finding,
@@ -38,7 +38,7 @@ UNFORCEABLE = frozenset(
     ("same-host", "monitor", "guest-state", "in-job", "already-there", "qemu-missing", "run-full")
 )
 
-NAMES = frozenset(
+NAMES = network_rules.NAMES | frozenset(
     """
     same-host architecture monitor guest-state in-job already-there qemu-blocks hot-plugged
     supervised account-missing bridge-missing memory-short run-full qemu-missing qemu-too-old
