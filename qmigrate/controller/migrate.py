@@ -100,7 +100,8 @@ class Move:
             self.connect_s = perf_counter() - self.began_s
             self._phase("preflight")
             ends = (spec, source), (self.wish.destination, destination)
-            routing = Routing(self.wish.network, *ends, stack)
+            routing = Routing(self.wish.network, *ends, nursery)
+            stack.callback(routing.close)
             self.plan = await make_plan(self.wish, source, spec, destination, routing)
             self.network = MoveNetwork(routing, self.plan.routes, self.plan.twin.plan.tag)
             self.plan_s = perf_counter() - self.began_s - self.connect_s

@@ -5,7 +5,6 @@ segment, by frames; and if not, which tunnel would join the two. Nothing is buil
 """
 
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 
 import trio
@@ -53,9 +52,10 @@ class Routing:
     wish: NetworkWish
     source: tuple[HostSpec, Agent]
     destination: tuple[HostSpec, Agent]
-    stack: AsyncExitStack  # agents of third hosts are open as long as it is
+    nursery: trio.Nursery  # holds the agents of third hosts
     evidence: tuple[Evidence, ...] = ()
     _stands: dict[str, Stand] = field(default_factory=dict)  # by the host's name
+    _done: trio.Event = field(default_factory=trio.Event)
     _lock: trio.Lock = field(default_factory=trio.Lock)
     _problems: dict[str, str] = field(default_factory=dict)
 
@@ -168,11 +168,28 @@ class Routing:
                 f"[hosts.{name}] table"
             )
             return
+        await self.nursery.start(self._hold, name, spec)
+
+    async def _hold(
+        self,
+        name: str,
+        spec: HostSpec,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Keep a third host's agent open until `close`, in a task of its own."""
         try:
-            agent: Agent = await self.stack.enter_async_context(open_agent(spec))
-            self._stands[name] = Stand(spec, agent, await agent.call(GetNetwork()))
+            async with open_agent(spec) as agent:
+                self._stands[name] = Stand(spec, agent, await agent.call(GetNetwork()))
+                task_status.started()
+                await self._done.wait()
         except HostError as exc:
-            self._problems[name] = f"{name} cannot be asked: {exc.problem.what}"
+            if name not in self._stands:
+                self._problems[name] = f"{name} cannot be asked: {exc.problem.what}"
+                task_status.started()
+
+    def close(self) -> None:
+        """Let third hosts go."""
+        self._done.set()
 
     async def _examine(self, card: Card, *, tag: str, job: str) -> Evidence:
         there = self._stands[self.destination[0].name]
