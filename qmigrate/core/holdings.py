@@ -32,6 +32,7 @@ class JobOnHost:
     state: str | None = None  # of the live agent, asked at its door; None: it did not answer
     linked: bool | None = None  # the live agents have a link
     problem: Problem | None = None  # what the live agent knows to be wrong
+    peer_boot_id: str | None = None  # of the other host, when the agents last had a link
 
 
 @dataclass(frozen=True, slots=True)
