@@ -140,11 +140,9 @@ def _hosts(ends: Sequence[End]) -> str:
 def _both_live(case: Case) -> Opinion:
     job, s, d = case.job, case.source, case.destination
     if s.state == S.STRAYED and runs_there(d):
+        says = f"somebody let the copy on {s.host} run after {d.host} was told to: it may RUN TWICE"
         return Opinion(
-            (
-                f"somebody let the copy on {s.host} run after {d.host} was told to: "
-                "IT MAY RUN TWICE",
-            ),
+            (says,),
             Ends.UNKNOWN,
             next_step="end the one that is not to be kept, then resolve again",
         )
