@@ -17,12 +17,14 @@ from qmigrate.agent import twin
 from qmigrate.core.errors import ProtocolError
 from qmigrate.core.faults import FROZEN_S, Action
 from qmigrate.core.job import JobNote
+from qmigrate.core.model import Progress
 
 if TYPE_CHECKING:
     from qmigrate.agent.job import JobAgent
     from qmigrate.agent.monitoring import Watched
 
 GUARDIAN = b"guardian"
+FAULT_PHASE = "fault"  # of the progress by which it is told
 
 # Lets a stopped process go on, unless it has ended; argv: its pidfd, and for how long it stands.
 _WAKER = """
@@ -106,5 +108,16 @@ def _freeze(pidfd: int) -> None:
 async def _until_left(agent: "JobAgent", moment: str) -> None:
     """Tell who watches the job that it stands here, and return when nobody does any more."""
     await agent.attended.wait()
-    agent.tell(JobNote(warning=f"fault point {moment}"))
+    here = Progress(
+        phase=FAULT_PHASE,
+        percent=None,
+        transferred_bytes=None,
+        remaining_bytes=None,
+        rate_bps=None,
+        dirty_rate_bps=None,
+        passes=None,
+        elapsed_s=0.0,
+        text=f"fault point {moment}",
+    )
+    agent.tell(JobNote(progress=here))
     await agent.deserted.wait()

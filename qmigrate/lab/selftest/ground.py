@@ -15,10 +15,10 @@ from qmigrate.core.errors import HostError
 from qmigrate.core.faults import Action
 from qmigrate.lab.selftest.cells import Cell, Stroke, split_point
 from qmigrate.lab.selftest.checks import UNKNOWN, Evidence, Said
-from qmigrate.lab.selftest.commands import Moved, Moving
+from qmigrate.lab.selftest.commands import SAY_DEADLINE_S, Moved, Moving
 
 POWER = frozenset((Stroke.POWER_OFF_SOURCE, Stroke.POWER_OFF_DESTINATION))
-STRUCK = "fault point"  # in the warning by which an agent says that it stands there
+STRUCK = "fault point"  # in the progress by which an agent says that it stands there
 
 
 @dataclass(slots=True)
@@ -76,7 +76,7 @@ class Ground(ABC):
         """Do what the cell's stroke says, at its moment; an agent may stand still for it."""
         if play.cell.stroke is not Stroke.KILL_CONTROLLER or play.moving is None:
             raise HostError(f"this ground knows no {play.cell.stroke}")
-        play.moving.until(lambda line: STRUCK in line)
+        play.moving.until(lambda line: STRUCK in line, SAY_DEADLINE_S)
         play.moving.kill()
 
     def strike_before(self, play: Play) -> None:
