@@ -7,23 +7,74 @@ a probe: whoever is going to probe asks for `NetworkHere` early, beside other wo
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from netsetup import homes
 from netsetup.errors import NetsetupError
 from netsetup.links import IFF_UP, pvid_of
-from netsetup.prober import Prober
 from netsetup.rtnl import Rtnl
-from netsetup.tunnel_spec import Part, Tunnel, mark_of
-from netsetup.tunnels import list_tunnels
+from netsetup.tunnel_spec import GROUP, Part, Tunnel, mark_of
 from qmigrate.agent import host
+from qmigrate.agent.protocol import structure_untrusted
+from qmigrate.agent.requests import OnNetwork
 from qmigrate.agent.server import AgentContext
-from qmigrate.core.errors import HostError
-from qmigrate.core.network import BridgeHere, Home, NetworkHere, Port, TunnelHere
-from qmigrate.core.network_requests import GetNetwork
+from qmigrate.core.errors import HostError, ProtocolError
+from qmigrate.core.home import Home
+from qmigrate.core.network import BridgeHere, NetworkHere, Port, TunnelHere
+from qmigrate.core.network_requests import (
+    REQUESTS,
+    AnswerPath,
+    AskProbe,
+    ChooseTunnel,
+    GetAbilities,
+    GetNetwork,
+    GetSources,
+    JudgeProbe,
+    MakeTunnel,
+    MeasurePaths,
+    OpenProbe,
+    ReachGuest,
+    ReleaseTunnels,
+    RepairTunnels,
+    ReportProbe,
+    TurnSegment,
+)
+
+if TYPE_CHECKING:
+    from netsetup.prober import Prober
 
 _AF_BRIDGE = 7
 _RTEXT_FILTER_BRVLAN = 0x2
+
+
+_HANDLERS: dict[type, tuple[str, str]] = {  # imported when they are first needed
+    GetNetwork: ("network", "get_network"),
+    OpenProbe: ("probing", "open_probe"),
+    AskProbe: ("probing", "ask_probe"),
+    ReportProbe: ("probing", "report_probe"),
+    JudgeProbe: ("probing", "judge_probe"),
+    GetSources: ("probing", "get_sources"),
+    AnswerPath: ("probing", "answer_path"),
+    MeasurePaths: ("probing", "measure_paths"),
+    ReachGuest: ("probing", "reach_guest"),
+    GetAbilities: ("tunnelling", "get_abilities"),
+    ChooseTunnel: ("tunnelling", "choose_tunnel"),
+    MakeTunnel: ("tunnelling", "make_tunnel"),
+    ReleaseTunnels: ("tunnelling", "release_tunnels"),
+    RepairTunnels: ("tunnelling", "repair_tunnels"),
+    TurnSegment: ("tunnelling", "turn_segment"),
+}
+
+
+async def on_network(ctx: AgentContext, request: OnNetwork) -> Any:
+    """Answer what is in an `OnNetwork`."""
+    kind = REQUESTS.get(request.op)
+    if kind is None:
+        raise ProtocolError(f"no request {request.op!r} about the network")
+    module, function = _HANDLERS[kind]
+    handler = getattr(import_module(f"qmigrate.agent.{module}"), function)
+    return await handler(ctx, structure_untrusted(request.body, kind))
 
 
 @dataclass(slots=True)
@@ -31,7 +82,7 @@ class OpenNetwork:
     """The netlink thread of an agent and the probers that are open there, by nonce."""
 
     rtnl: Rtnl
-    probers: dict[str, Prober] = field(default_factory=dict)
+    probers: "dict[str, Prober]" = field(default_factory=dict)
 
 
 @asynccontextmanager
@@ -54,8 +105,12 @@ async def get_network(ctx: AgentContext, _request: GetNetwork) -> NetworkHere:
     """Answer `GetNetwork`."""
     network = await ctx.shared.once(open_network)
     with as_host_errors():
-        tunnels = await list_tunnels(network.rtnl)
-        bridges, ports = await network.rtnl.run("describe the bridges", _bridges)
+        bridges, ports, marked = await network.rtnl.run("describe the bridges", _bridges)
+        tunnels: tuple[Tunnel, ...] = ()
+        if marked:
+            from netsetup.tunnels import list_tunnels  # 30 ms that most hosts need not wait
+
+            tunnels = await list_tunnels(network.rtnl)
     return NetworkHere(
         host.boot_id(), host.addresses(), bridges, ports, tuple(map(tunnel_here, tunnels))
     )
@@ -95,7 +150,8 @@ def home_there(home: Home) -> homes.Home:
     return homes.Home(home.host, home.bridge, home.vlan)
 
 
-def _bridges(ip: Any) -> tuple[tuple[BridgeHere, ...], tuple[Port, ...]]:
+def _bridges(ip: Any) -> tuple[tuple[BridgeHere, ...], tuple[Port, ...], bool]:
+    """Return the bridges, their ports, and whether anything of a tunnel of ours is there."""
     messages = list(ip.link("dump"))
     bridges = {m["index"]: m for m in messages if m.get(("linkinfo", "kind")) == "bridge"}
     filtering = any(m.get(("linkinfo", "data", "br_vlan_filtering")) for m in bridges.values())
@@ -120,7 +176,8 @@ def _bridges(ip: Any) -> tuple[tuple[BridgeHere, ...], tuple[Port, ...]]:
                 home=None if home is None else home_here(home),
             )
         )
-    return tuple(_bridge(message) for message in bridges.values()), tuple(ports)
+    marked = any(m.get("group") == GROUP for m in messages)
+    return tuple(map(_bridge, bridges.values())), tuple(ports), marked
 
 
 def _bridge(message: Any) -> BridgeHere:

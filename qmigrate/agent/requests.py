@@ -13,7 +13,6 @@ from qmigrate.core.handover import Word
 from qmigrate.core.holdings import EndedJob, JobOnHost
 from qmigrate.core.job import JobNote, JobReport, JobSpec, Limits
 from qmigrate.core.model import Address, Guest, GuestDetail, HostFacts
-from qmigrate.core.network_requests import NETWORK_NOTES, NETWORK_REPLIES, NetworkRequest
 from qmigrate.core.secret import Identity
 from qmigrate.core.throwaway import (
     Around,
@@ -302,6 +301,14 @@ class Removals:
     removals: tuple[Removal, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class OnNetwork:
+    """Ask something of `core.network_requests`: types that no other call has to wait for."""
+
+    op: str  # the request's class
+    body: Any
+
+
 Request = (
     GetHostFacts
     | ListGuests
@@ -330,10 +337,10 @@ Request = (
     | LookTiny
     | EndTiny
     | LookAround
-    | NetworkRequest
+    | OnNetwork
 )
 
-REPLIES: dict[type, type] = {
+REPLIES: dict[type, Any] = {
     GetHostFacts: HostFacts,
     ListGuests: GuestList,
     InspectGuest: GuestDetail,
@@ -361,7 +368,7 @@ REPLIES: dict[type, type] = {
     LookTiny: TinySeen,
     EndTiny: Done,
     LookAround: Around,
-    **NETWORK_REPLIES,
+    OnNetwork: Any,  # `core.network_requests.REPLIES`
 }
 
 NOTES: dict[type, Any] = {  # what the notes of a streaming request are; a union must be tagged
@@ -369,5 +376,5 @@ NOTES: dict[type, Any] = {  # what the notes of a streaming request are; a union
     ProveDisks: DiskProofs,
     WatchJob: JobNote,
     CarryLink: Frame,
-    **NETWORK_NOTES,
+    OnNetwork: Any,  # `core.network_requests.NOTES`
 }

@@ -51,6 +51,7 @@ from qmigrate.agent.requests import (
     ListBelongings,
     ListGuests,
     ListJobs,
+    OnNetwork,
     PointJob,
     ProveDisks,
     ReadLogs,
@@ -64,23 +65,6 @@ from qmigrate.agent.requests import (
     WatchJob,
 )
 from qmigrate.core.errors import Problem, ProtocolError, QmigrateError
-from qmigrate.core.network_requests import (
-    AnswerPath,
-    AskProbe,
-    ChooseTunnel,
-    GetAbilities,
-    GetNetwork,
-    GetSources,
-    JudgeProbe,
-    MakeTunnel,
-    MeasurePaths,
-    OpenProbe,
-    ReachGuest,
-    ReleaseTunnels,
-    RepairTunnels,
-    ReportProbe,
-    TurnSegment,
-)
 from qmigrate.core.throwaway import EndTiny, LookAround, LookTiny, PlaceTiny, StartTiny
 
 READ_BYTES = 64 * 1024  # what a pipe holds
@@ -171,21 +155,7 @@ HANDLERS: dict[type, Handler] = {
     LookTiny: _late("qmigrate.agent.throwaway", "look_tiny"),
     EndTiny: _late("qmigrate.agent.throwaway", "end_tiny"),
     LookAround: _late("qmigrate.agent.throwaway", "look_around"),
-    GetNetwork: _late("qmigrate.agent.network", "get_network"),
-    OpenProbe: _late("qmigrate.agent.probing", "open_probe"),
-    AskProbe: _late("qmigrate.agent.probing", "ask_probe"),
-    ReportProbe: _late("qmigrate.agent.probing", "report_probe"),
-    JudgeProbe: _late("qmigrate.agent.probing", "judge_probe"),
-    GetSources: _late("qmigrate.agent.probing", "get_sources"),
-    AnswerPath: _late("qmigrate.agent.probing", "answer_path"),
-    MeasurePaths: _late("qmigrate.agent.probing", "measure_paths"),
-    ReachGuest: _late("qmigrate.agent.probing", "reach_guest"),
-    GetAbilities: _late("qmigrate.agent.tunnelling", "get_abilities"),
-    ChooseTunnel: _late("qmigrate.agent.tunnelling", "choose_tunnel"),
-    MakeTunnel: _late("qmigrate.agent.tunnelling", "make_tunnel"),
-    ReleaseTunnels: _late("qmigrate.agent.tunnelling", "release_tunnels"),
-    RepairTunnels: _late("qmigrate.agent.tunnelling", "repair_tunnels"),
-    TurnSegment: _late("qmigrate.agent.tunnelling", "turn_segment"),
+    OnNetwork: _late("qmigrate.agent.network", "on_network"),
 }
 
 

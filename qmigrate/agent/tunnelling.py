@@ -30,7 +30,8 @@ from qmigrate.agent.network import (
     tunnel_here,
 )
 from qmigrate.agent.server import AgentContext
-from qmigrate.core.network import OWNER, Ability, TunnelChoice, TunnelEnd, TunnelHere, TurnWish
+from qmigrate.core.home import TurnWish
+from qmigrate.core.network import OWNER, Ability, TunnelChoice, TunnelEnd, TunnelHere
 from qmigrate.core.network_requests import (
     Abilities,
     ChooseTunnel,

@@ -28,8 +28,8 @@ from netsetup.links import Tap, TapSpec
 from netsetup.rtnl import Rtnl
 from qmigrate.agent.places import guest_directory, remove_guest_directory, runs_systemd
 from qmigrate.core.errors import HostError
+from qmigrate.core.home import Home
 from qmigrate.core.job import MONITOR_TOKEN, TapPlan, TwinPlan, tap_token
-from qmigrate.core.network import Home
 
 ALIAS_PREFIX = "qmigrate:guest="  # of a tap that a guest lives on; the guest's id follows
 MONITOR_NAME = "monitor"  # in the guest's run directory

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import trio
 
-from qmigrate.controller.network import Asked, built, release_quietly
+from qmigrate.controller.network import Asked, ask, built, release_quietly
 from qmigrate.controller.remote import Agent
 from qmigrate.controller.routing import Routing, turns_of
 from qmigrate.core.errors import HostError, QmigrateError
@@ -96,7 +96,7 @@ class MoveNetwork:
         turns = turns_of(routes, At.ELSEWHERE)
         if turns:
             try:
-                await agent.call(TurnSegment(turns))
+                await ask(agent, TurnSegment(turns))
             except QmigrateError as exc:
                 self.left += (f"{agent.host}: its bridge is not turned: {exc.problem.what}",)
 
@@ -105,7 +105,7 @@ class MoveNetwork:
         known = report.announced.addresses if report.announced is not None else ()
         answers: list[bool] = []
 
-        async def ask(route: Route) -> None:
+        async def prove(route: Route) -> None:
             home = self.routing.stand_of(route.card.home)
             mine = [a for a in known if a.mac == route.card.mac and a.vlan is None]
             if route.tunnel is None:  # an address that was only said may be wrong
@@ -121,12 +121,12 @@ class MoveNetwork:
                 TUNNEL_PATIENCE_S if route.tunnel is not None else SEGMENT_PATIENCE_S,
             )
             try:
-                reached: Reached = await home.agent.call(request)
+                reached: Reached = await ask(home.agent, request)
             except QmigrateError as exc:
                 reached = Reached(None, None, exc.problem.what)
             answers.append(reached.address is not None)
 
         async with trio.open_nursery() as nursery:
             for route in self.routes:
-                nursery.start_soon(ask, route)
+                nursery.start_soon(prove, route)
         self.reached = all(answers) if answers else None

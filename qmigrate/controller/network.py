@@ -12,9 +12,14 @@ from typing import Any, Protocol
 
 import trio
 
+from qmigrate.agent.protocol import codec, structure_untrusted
+from qmigrate.agent.requests import OnNetwork
 from qmigrate.core.errors import HostError, QmigrateError
-from qmigrate.core.network import Adjacency, Home, Path, TunnelChoice, Verdict
+from qmigrate.core.home import Home
+from qmigrate.core.network import Adjacency, Path, TunnelChoice, Verdict
 from qmigrate.core.network_requests import (
+    NOTES,
+    REPLIES,
     Abilities,
     AnswerPath,
     AskProbe,
@@ -35,6 +40,7 @@ from qmigrate.core.network_requests import (
     TunnelsReleased,
 )
 
+CALL_DEADLINE_S = 60.0  # as of any call
 OPEN_DEADLINE_S = 10.0  # for a prober: the agent may be importing what it needs, on a busy host
 PROBE_DEADLINE_S = 10.0  # for its ask, which ends by itself after 1.3 s, and its report
 PATH_DEADLINE_S = 20.0  # for all sizes on every path; a silent one takes 1.2 s
@@ -69,6 +75,22 @@ class End:
     addresses: tuple[str, ...]
 
 
+async def ask(agent: Asked, request: Any, *, deadline_s: float = CALL_DEADLINE_S) -> Any:
+    """Return the answer to a request of `core.network_requests`; raises as `Agent.call`."""
+    kind = type(request)
+    told = OnNetwork(kind.__name__, codec.unstructure(request))
+    return structure_untrusted(await agent.call(told, deadline_s=deadline_s), REPLIES[kind])
+
+
+@asynccontextmanager
+async def ongoing(agent: Asked, request: Any) -> AsyncIterator[Any]:
+    """Yield the first note of a request that goes on until the block ends."""
+    kind = type(request)
+    told = OnNetwork(kind.__name__, codec.unstructure(request))
+    async with aclosing(agent.stream(told)) as notes:
+        yield structure_untrusted(await anext(notes), NOTES[kind])
+
+
 # Probing
 
 
@@ -91,16 +113,15 @@ async def probe(
         request = OpenProbe(nonce, place.bridge, place.vlan, mtu_bytes, place.isolated)
         try:
             with trio.fail_after(OPEN_DEADLINE_S + 2 * PROBE_DEADLINE_S):
-                async with aclosing(place.agent.stream(request)) as notes:
-                    await anext(notes)
+                async with ongoing(place.agent, request):
                     opened[number].set()
                     await opened[1 - number].wait()
-                    ask = AskProbe(nonce, mtu_bytes)
-                    await place.agent.call(ask, deadline_s=PROBE_DEADLINE_S)
+                    question = AskProbe(nonce, mtu_bytes)
+                    await ask(place.agent, question, deadline_s=PROBE_DEADLINE_S)
                     asked[number].set()
                     await asked[1 - number].wait()  # it answers the other's until then
                     mac = guest_mac if number else None
-                    half: ProbeHalf = await place.agent.call(ReportProbe(nonce, mac))
+                    half: ProbeHalf = await ask(place.agent, ReportProbe(nonce, mac))
                     halves[number] = half.report
         except trio.TooSlowError:
             problems.append(HostError("its prober did not come to an end", host=place.agent.host))
@@ -114,7 +135,7 @@ async def probe(
         nursery.start_soon(side, 0)
         nursery.start_soon(side, 1)
     judge = JudgeProbe(near.agent.host, halves[0], far.agent.host, halves[1], mtu_bytes, guest_mac)
-    verdict: Verdict = await far.agent.call(judge)
+    verdict: Verdict = await ask(far.agent, judge)
     if problems and verdict.adjacency is Adjacency.UNKNOWN:
         said = "; ".join(f"{exc.problem.host}: {exc.problem.what}" for exc in problems)
         verdict = replace(verdict, why=f"{verdict.why}: {said}")
@@ -129,7 +150,7 @@ async def find_paths(home: End, away: End) -> tuple[Path, ...]:
 
     The MTU is the narrower of both directions; None where nobody answered, as behind a firewall.
     """
-    sources: Sources = await home.agent.call(GetSources(away.addresses[:ADDRESSES]))
+    sources: Sources = await ask(home.agent, GetSources(away.addresses[:ADDRESSES]))
     pairs = sources.pairs
     if not pairs:
         return ()
@@ -140,14 +161,14 @@ async def find_paths(home: End, away: End) -> tuple[Path, ...]:
         speaker: End, listener: End, ways: Sequence[tuple[str, str]], name: str
     ) -> None:
         listening = tuple(remote for _, remote in ways)
-        async with aclosing(listener.agent.stream(AnswerPath(nonce, listening))) as notes:
-            opened: PathOpen = await anext(notes)
+        opened: PathOpen
+        async with ongoing(listener.agent, AnswerPath(nonce, listening)) as opened:
             request = MeasurePaths(
                 nonce,
                 tuple((*way, port) for way, port in zip(ways, opened.ports, strict=True)),
                 LARGEST_BYTES,
             )
-            done: PathMtus = await speaker.agent.call(request, deadline_s=PATH_DEADLINE_S)
+            done: PathMtus = await ask(speaker.agent, request, deadline_s=PATH_DEADLINE_S)
             mtus[name] = done.mtus
 
     async with trio.open_nursery() as nursery:
@@ -177,7 +198,7 @@ async def choose(
 
     async def able(end: End, other: End) -> None:
         pairs = _pairs(end.addresses, other.addresses)
-        abilities[end.agent.host] = await end.agent.call(GetAbilities(pairs))
+        abilities[end.agent.host] = await ask(end.agent, GetAbilities(pairs))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(measure)
@@ -193,7 +214,7 @@ async def choose(
         guest,
         job,
     )
-    chosen: TunnelChoice = await there.agent.call(request)
+    chosen: TunnelChoice = await ask(there.agent, request)
     return chosen
 
 
@@ -237,7 +258,7 @@ async def built(
         for agent, end in ((home, choice.home_end), (away, choice.away_end)):
             # Before the change: a call that is cancelled may have taken effect.
             claimed.append((agent, end.guest))
-            made: TunnelMade = await agent.call(MakeTunnel(end))
+            made: TunnelMade = await ask(agent, MakeTunnel(end))
             if not made.claimed:
                 claimed.pop()
         yield Built(choice, await verify(choice, home, away, isolated=isolated))
@@ -277,7 +298,7 @@ def _let_through(choice: TunnelChoice) -> str:
 
 async def release(agent: Asked, request: ReleaseTunnels) -> TunnelsReleased:
     """Take claims away on one host."""
-    done: TunnelsReleased = await agent.call(request)
+    done: TunnelsReleased = await ask(agent, request)
     return done
 
 

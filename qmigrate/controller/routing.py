@@ -9,14 +9,15 @@ from dataclasses import dataclass, field, replace
 
 import trio
 
-from qmigrate.controller.network import Asked, End, Place, choose, probe
+from qmigrate.controller.network import Asked, End, Place, ask, choose, probe
 from qmigrate.controller.remote import Agent, open_agent
 from qmigrate.controller.session import one_error
 from qmigrate.controller.status import names_of
 from qmigrate.core.cmdline import Twin
 from qmigrate.core.errors import HostError, QmigrateError
+from qmigrate.core.home import Home, TurnWish
 from qmigrate.core.model import Finding, GuestDetail, HostSpec, Nic
-from qmigrate.core.network import NONE, Home, NetworkHere, TurnWish
+from qmigrate.core.network import NONE, NetworkHere
 from qmigrate.core.network_requests import GetNetwork
 from qmigrate.core.network_rules import At, Card, Evidence, Route, findings, is_apart, route
 
@@ -62,9 +63,9 @@ class Routing:
     async def look(self) -> None:
         """Ask both hosts for their network; early, as the first such question is slow."""
 
-        async def ask(spec: HostSpec, agent: Asked) -> None:
+        async def look(spec: HostSpec, agent: Asked) -> None:
             try:
-                self._stands[spec.name] = Stand(spec, agent, await agent.call(GetNetwork()))
+                self._stands[spec.name] = Stand(spec, agent, await ask(agent, GetNetwork()))
             except HostError as exc:
                 self._problems[spec.name] = (
                     f"{spec.name}'s network is not known: {exc.problem.what}"
@@ -72,8 +73,8 @@ class Routing:
 
         with one_error():
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(ask, *self.source)
-                nursery.start_soon(ask, *self.destination)
+                nursery.start_soon(look, *self.source)
+                nursery.start_soon(look, *self.destination)
 
     async def find(self, detail: GuestDetail, *, tag: str, job: str) -> None:
         """Fill in `evidence` for every card on a bridge; what cannot be found out is told there."""
@@ -179,7 +180,7 @@ class Routing:
         """Keep a third host's agent open until `close`, in a task of its own."""
         try:
             async with open_agent(spec) as agent:
-                self._stands[name] = Stand(spec, agent, await agent.call(GetNetwork()))
+                self._stands[name] = Stand(spec, agent, await ask(agent, GetNetwork()))
                 task_status.started()
                 await self._done.wait()
         except HostError as exc:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from qmigrate.core.errors import Problem
+from qmigrate.core.home import Home, TurnWish
 from qmigrate.core.model import Address, Finding, ProcessFacts, Progress, RunState, Shape, Side
-from qmigrate.core.network import Home, TurnWish
 from qmigrate.core.secret import Identity
 
 RUN_DIRECTORY = "/run/qmigrate"

@@ -8,23 +8,12 @@ home is the segment that its neighbours are on.
 from dataclasses import dataclass
 from enum import StrEnum
 
+from qmigrate.core.home import Home
+
 AUTO = "auto"  # of a tunnel's kind: what both hosts can do
 NONE = "none"  # no tunnel: a segment that is not adjacent is a blocker
 TUNNELS = (AUTO, NONE, "vxlan", "gretap", "etherip")  # what can be asked for
 OWNER = "qmigrate"  # in the tag of a tunnel that is ours
-
-
-@dataclass(frozen=True, slots=True)
-class Home:
-    """A segment of a host; `vlan` is None for what an untagged guest gets."""
-
-    host: str  # as the inventory calls it
-    bridge: str
-    vlan: int | None = None
-
-    def __str__(self) -> str:
-        vlan = "" if self.vlan is None else f" VLAN {self.vlan}"
-        return f"{self.host}'s {self.bridge}{vlan}"
 
 
 class Adjacency(StrEnum):
@@ -197,12 +186,3 @@ class TunnelChoice:
     def described(self) -> str:
         """As `TunnelHere.described`, of the end where the guest will be."""
         return f"{self.away_end.kind} ({self.away_end.backend})"
-
-
-@dataclass(frozen=True, slots=True)
-class TurnWish:
-    """Frames for `mac` are to go to `port` of its bridge as soon as the guest runs elsewhere."""
-
-    mac: str
-    port: str
-    vlan: int | None = None

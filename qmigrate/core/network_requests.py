@@ -1,19 +1,19 @@
 """What an agent is asked about the network, and what it answers: a frozen dataclass each.
 
-`NETWORK_REPLIES` says what each request is answered with, `NETWORK_NOTES` what it streams.
+`REPLIES` says what each request is answered with, `NOTES` what it streams. They travel inside of
+`agent.requests.OnNetwork`.
 """
 
 from dataclasses import dataclass
 
+from qmigrate.core.home import Home, TurnWish
 from qmigrate.core.network import (
     Ability,
-    Home,
     NetworkHere,
     Path,
     TunnelChoice,
     TunnelEnd,
     TunnelHere,
-    TurnWish,
     Verdict,
 )
 
@@ -244,25 +244,7 @@ class Reached:
     problem: str | None = None
 
 
-NetworkRequest = (
-    GetNetwork
-    | OpenProbe
-    | AskProbe
-    | ReportProbe
-    | JudgeProbe
-    | GetSources
-    | AnswerPath
-    | MeasurePaths
-    | GetAbilities
-    | ChooseTunnel
-    | MakeTunnel
-    | ReleaseTunnels
-    | RepairTunnels
-    | TurnSegment
-    | ReachGuest
-)
-
-NETWORK_REPLIES: dict[type, type] = {
+REPLIES: dict[type, type] = {
     GetNetwork: NetworkHere,
     OpenProbe: ProbeOpen,  # never: it is cancelled
     AskProbe: ProbeOpen,
@@ -280,4 +262,6 @@ NETWORK_REPLIES: dict[type, type] = {
     ReachGuest: Reached,
 }
 
-NETWORK_NOTES: dict[type, type] = {OpenProbe: ProbeOpen, AnswerPath: PathOpen}
+NOTES: dict[type, type] = {OpenProbe: ProbeOpen, AnswerPath: PathOpen}
+
+REQUESTS: dict[str, type] = {kind.__name__: kind for kind in REPLIES}

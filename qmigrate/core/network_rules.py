@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+from qmigrate.core.home import Home
 from qmigrate.core.model import Finding, Severity
-from qmigrate.core.network import NONE, Adjacency, Home, TunnelChoice, Verdict
+from qmigrate.core.network import NONE, Adjacency, TunnelChoice, Verdict
 
 NAMES = frozenset(
     "segment-apart segment-unknown segment-trap guest-mac-there tunnel tunnel-impossible".split()  # noqa: SIM905 - as in core/argv
