@@ -69,9 +69,9 @@ _HANDLERS: dict[type, tuple[str, str]] = {  # imported when they are first neede
 
 async def on_network(ctx: AgentContext, request: OnNetwork) -> Any:
     """Answer what is in an `OnNetwork`."""
-    kind = REQUESTS.get(request.op)
+    kind = REQUESTS.get(request.name)
     if kind is None:
-        raise ProtocolError(f"no request {request.op!r} about the network")
+        raise ProtocolError(f"no request {request.name!r} about the network")
     module, function = _HANDLERS[kind]
     handler = getattr(import_module(f"qmigrate.agent.{module}"), function)
     return await handler(ctx, structure_untrusted(request.body, kind))

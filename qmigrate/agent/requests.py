@@ -305,7 +305,7 @@ class Removals:
 class OnNetwork:
     """Ask something of `core.network_requests`: types that no other call has to wait for."""
 
-    op: str  # the request's class
+    name: str  # the class
     body: Any
 
 
