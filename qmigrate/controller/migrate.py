@@ -5,7 +5,7 @@ Once both jobs are started the agents need nobody: the controller only watches, 
 
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Protocol
 
@@ -149,7 +149,8 @@ class Move:
                     StartJob(source_spec(plan, keys, there.addresses)),
                     deadline_s=START_DEADLINE_S,
                 )
-            except QmigrateError:
+            except QmigrateError as exc:
+                _explain(exc, plan)
                 await _quietly(destination.call(CancelJob(plan.job)))
                 raise
         await _quietly(destination.call(PointJob(plan.job, here.addresses)))
@@ -302,6 +303,13 @@ async def _or_warn(view: View, act: Callable[[], Awaitable[None]]) -> None:
         await act()
     except QmigrateError as exc:
         view.warn(exc.problem.what)
+
+
+def _explain(exc: QmigrateError, plan: Plan) -> None:
+    """Say of a job that was not started when that was, and what to do, where nobody has yet."""
+    problem = exc.at(phase="prepare").problem
+    step = f"the guest runs on; qmigrate logs {plan.job} tells more, then try again"
+    exc.problem = replace(problem, next_step=problem.next_step or step)
 
 
 def _left(plan: Plan) -> Problem:
