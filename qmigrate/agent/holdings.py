@@ -135,6 +135,7 @@ def _job(
         made=entry.made,
         age_s=age_s,
         note=entry.note,
+        peer_boot_id=entry.peer_boot_id,
         worked_at=worked_at,
     )
 

@@ -85,6 +85,7 @@ class JobAgent(ABC):
         self.problem: Problem | None = None  # the first one is the reason
         self.report: JobReport | None = None
         self.had = RunState.UNKNOWN  # the state to be found again at the end
+        self.peer_boot_id: str | None = None  # as of the last link
         self.linking = Linking(self)
         self.started_s = time.monotonic()
         self.marks: list[Mark] = []
@@ -196,6 +197,7 @@ class JobAgent(ABC):
         entry = replace(
             known,
             record=record,
+            peer_boot_id=self.peer_boot_id or known.peer_boot_id,
             had=known.had if self.had is RunState.UNKNOWN else self.had,
             boottime_s=time.clock_gettime(time.CLOCK_BOOTTIME),
             note=self.problem.what if self.problem else None,

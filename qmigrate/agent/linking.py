@@ -78,6 +78,7 @@ class Linking:
                 await trio.sleep(REDIAL_PAUSE_S)
                 continue
             self.direct, first = link, False
+            agent.peer_boot_id = link.peer.boot_id
             agent.mark("linked")
             generation = link.generation
             agent.say(f"linked, generation {generation.incarnation}.{generation.count}")

@@ -8,6 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from qmigrate.core.belongings import Belongings, LogWish, PeerSays, Thing
+from qmigrate.core.copies import (
+    CopiesHere,
+    FindCopies,
+    ForgetJob,
+    LookAtTraces,
+    QuitCopy,
+    RunCopy,
+    Traces,
+)
 from qmigrate.core.errors import Problem
 from qmigrate.core.handover import Word
 from qmigrate.core.holdings import EndedJob, JobOnHost
@@ -337,6 +346,11 @@ Request = (
     | LookTiny
     | EndTiny
     | LookAround
+    | FindCopies
+    | LookAtTraces
+    | RunCopy
+    | QuitCopy
+    | ForgetJob
     | OnNetwork
 )
 
@@ -368,6 +382,11 @@ REPLIES: dict[type, Any] = {
     LookTiny: TinySeen,
     EndTiny: Done,
     LookAround: Around,
+    FindCopies: CopiesHere,
+    LookAtTraces: Traces,
+    RunCopy: Done,
+    QuitCopy: Done,
+    ForgetJob: Done,
     OnNetwork: Any,  # `core.network_requests.REPLIES`
 }
 

@@ -64,6 +64,7 @@ from qmigrate.agent.requests import (
     TellJob,
     WatchJob,
 )
+from qmigrate.core.copies import FindCopies, ForgetJob, LookAtTraces, QuitCopy, RunCopy
 from qmigrate.core.errors import Problem, ProtocolError, QmigrateError
 from qmigrate.core.throwaway import EndTiny, LookAround, LookTiny, PlaceTiny, StartTiny
 
@@ -155,6 +156,11 @@ HANDLERS: dict[type, Handler] = {
     LookTiny: _late("qmigrate.agent.throwaway", "look_tiny"),
     EndTiny: _late("qmigrate.agent.throwaway", "end_tiny"),
     LookAround: _late("qmigrate.agent.throwaway", "look_around"),
+    FindCopies: _late("qmigrate.agent.evidence", "find_copies"),
+    LookAtTraces: _late("qmigrate.agent.evidence", "look_at_traces"),
+    RunCopy: _late("qmigrate.agent.returning", "run_copy"),
+    QuitCopy: _late("qmigrate.agent.returning", "quit_copy"),
+    ForgetJob: _late("qmigrate.agent.returning", "forget_job"),
     OnNetwork: _late("qmigrate.agent.network", "on_network"),
 }
 

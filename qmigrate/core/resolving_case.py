@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from qmigrate.core.copies import CopySeen
 from qmigrate.core.handover import Destination, Record, Source, Word
 from qmigrate.core.model import RunState, Side
 from qmigrate.core.resolving_acts import (
@@ -14,7 +15,7 @@ from qmigrate.core.resolving_acts import (
     ReturnGuest,
     Tell,
 )
-from qmigrate.core.testimony import NEVER_RAN, CopySeen, End, JobSeen, Standing, Vouched
+from qmigrate.core.testimony import NEVER_RAN, End, JobSeen, Standing, Vouched
 
 S, D, R = Source, Destination, Record
 

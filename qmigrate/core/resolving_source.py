@@ -1,5 +1,6 @@
 """What is to be done about a job of which only the source's side is there. Pure."""
 
+from qmigrate.core.copies import CopySeen
 from qmigrate.core.handover import OVER, Source, Word
 from qmigrate.core.resolving_acts import HOST_IS_DEAD, RESUME_SOURCE, Opinion, Revive
 from qmigrate.core.resolving_case import (
@@ -15,7 +16,7 @@ from qmigrate.core.resolving_case import (
     usurped,
     usurped_says,
 )
-from qmigrate.core.testimony import CopySeen, Standing
+from qmigrate.core.testimony import Standing
 
 S = Source
 

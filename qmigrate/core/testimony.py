@@ -10,78 +10,14 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from qmigrate.core.belongings import BareJob, Thing
+from qmigrate.core.copies import AnswerSeen, CopySeen, ImageSeen
 from qmigrate.core.finding import name_in_id
 from qmigrate.core.handover import Destination, Record, Source
 from qmigrate.core.holdings import EndedJob, JobOnHost
 from qmigrate.core.job import Outcome
-from qmigrate.core.model import RUNS, RunState, Side
+from qmigrate.core.model import RunState, Side
 
 NEVER_RAN = frozenset((RunState.PRELAUNCH, RunState.INMIGRATE))
-
-
-@dataclass(frozen=True, slots=True)
-class ImageHolder:
-    """A process that has an image open."""
-
-    pid: int
-    command: str  # as it calls itself: for people
-    locked: bool  # it holds a lock on it
-    guest: str | None = None  # whose QEMU it is
-
-
-@dataclass(frozen=True, slots=True)
-class ImageSeen:
-    """A file or device that the guest writes to, on one host; None: not there, or not known."""
-
-    path: str
-    size_bytes: int | None = None
-    changed_s_ago: float | None = None  # by that host's clock and the file's
-    holders: tuple[ImageHolder, ...] = ()
-    problem: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerSeen:
-    """Who answers for an address of the guest's, asked on one bridge of one host."""
-
-    address: str
-    bridge: str
-    mac: str | None  # None: nobody answered
-    port: str | None  # behind which the bridge believes the guest's card; None: it does not know
-
-
-@dataclass(frozen=True, slots=True)
-class CopySeen:
-    """A QEMU of the guest on one host, asked if it could be."""
-
-    pid: int
-    start_ticks: int
-    name: str | None
-    uuid: str | None
-    state: RunState | None  # None: it could not be asked
-    migration: str | None = None  # its last one's status, in or out
-    wrote: bool | None = None  # to an image, since its process began; None: not known
-    twin: bool = False  # started by a job: it lives in a directory of ours
-    job: str | None = None  # that holds it, and its monitor
-    problem: str | None = None  # why it could not be asked
-    disks: tuple[str, ...] = ()  # what it writes to
-    macs: tuple[str, ...] = ()
-    bridges: tuple[str, ...] = ()
-
-    @property
-    def runs(self) -> bool:
-        """Whether it was seen to run."""
-        return self.state in RUNS
-
-    @property
-    def stands_sent(self) -> bool:
-        """Whether it has sent all it had, and has not run since."""
-        return self.state is RunState.POSTMIGRATE
-
-    @property
-    def loaded(self) -> bool:
-        """Whether it was given all of a guest."""
-        return self.twin and self.migration == "completed"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,11 @@
 from dataclasses import replace
 from typing import Any
 
+from qmigrate.core.copies import CopySeen
 from qmigrate.core.handover import Destination, Record, Source
 from qmigrate.core.holdings import JobOnHost
 from qmigrate.core.model import RunState
-from qmigrate.core.testimony import CopySeen, Evidence, HostSeen
+from qmigrate.core.testimony import Evidence, HostSeen
 from tests.support.jobs_seen import DESTINATION, SOURCE, UUID
 
 JOB = SOURCE.job

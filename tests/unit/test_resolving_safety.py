@@ -13,6 +13,7 @@ from dataclasses import replace
 import pytest
 
 from qmigrate.core.belongings import BareJob
+from qmigrate.core.copies import CopySeen
 from qmigrate.core.handover import Destination, Record, Source, Word
 from qmigrate.core.holdings import EndedJob, JobOnHost
 from qmigrate.core.job import Outcome
@@ -28,7 +29,7 @@ from qmigrate.core.resolving_acts import (
     Revive,
     Tell,
 )
-from qmigrate.core.testimony import CopySeen, Evidence, HostSeen, Vouched
+from qmigrate.core.testimony import Evidence, HostSeen, Vouched
 from tests.support.resolve_seen import (
     DISK,
     INCOMING,
