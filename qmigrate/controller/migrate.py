@@ -5,7 +5,7 @@ Once both jobs are started the agents need nobody: the controller only watches, 
 
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol
 
@@ -17,7 +17,7 @@ from qmigrate.controller.keys import JobKeys, make_keys
 from qmigrate.controller.moving import MoveNetwork
 from qmigrate.controller.plan import Plan, Wish, find_source, make_plan
 from qmigrate.controller.remote import Agent, open_agents
-from qmigrate.controller.result import Result, exit_code
+from qmigrate.controller.result import Result, exit_code, explain_unstarted
 from qmigrate.controller.routing import Routing, tunnels_of, turns_of
 from qmigrate.core.errors import (
     AgentLostError,
@@ -150,7 +150,7 @@ class Move:
                     deadline_s=START_DEADLINE_S,
                 )
             except QmigrateError as exc:
-                _explain(exc, plan)
+                explain_unstarted(exc, plan.job)
                 await _quietly(destination.call(CancelJob(plan.job)))
                 raise
         await _quietly(destination.call(PointJob(plan.job, here.addresses)))
@@ -303,13 +303,6 @@ async def _or_warn(view: View, act: Callable[[], Awaitable[None]]) -> None:
         await act()
     except QmigrateError as exc:
         view.warn(exc.problem.what)
-
-
-def _explain(exc: QmigrateError, plan: Plan) -> None:
-    """Say of a job that was not started when that was, and what to do, where nobody has yet."""
-    problem = exc.at(phase="prepare").problem
-    step = f"the guest runs on; qmigrate logs {plan.job} tells more, then try again"
-    exc.problem = replace(problem, next_step=problem.next_step or step)
 
 
 def _left(plan: Plan) -> Problem:

@@ -1,7 +1,7 @@
 """What a move came to, in the form that scripts depend on (DESIGN §6, qmigrate.result/1). Pure."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qmigrate.core.errors import Problem, QmigrateError
@@ -233,3 +233,10 @@ def error_document(problem: Problem | None) -> dict[str, Any] | None:
         "last_words": problem.last_words,
         "next_step": problem.next_step,
     }
+
+
+def explain_unstarted(exc: QmigrateError, job: str) -> None:
+    """Say of a job that was not started when that was, and what to do, where nobody has yet."""
+    problem = exc.at(phase="prepare").problem
+    step = f"the guest runs on; qmigrate logs {job} tells more, then try again"
+    exc.problem = replace(problem, next_step=problem.next_step or step)
