@@ -176,7 +176,9 @@ def test_frames_are_heard_on_their_own_segment_once_and_nowhere_else(
         for segment in truth.segments:
             for place in segment:
                 others = segment - {place}
-                expected = Counter((*o, word) for o in others for word in ("first", "second"))
+                expected: Counter[tuple[str, ...]] = Counter(
+                    (*o, word) for o in others for word in ("first", "second")
+                )
                 assert ears.hear(place, expected) == expected, place
         late = {p: more for s in truth.segments for p in s if (more := ears.more(p))}
         assert late == {}
