@@ -75,7 +75,7 @@ def decide(evidence: Evidence, vouched: Vouched, tried: frozenset[Act] = frozens
 
     `tried`: what was done already and changed nothing; it is not asked for again.
     """
-    evidence = believed(evidence)
+    evidence, vouched = believed(evidence), _as_asked(evidence, vouched)
     running = tuple(p for p in copies_of(evidence) if p.copy.runs)
     if len(running) > 1:
         return _runs_twice(evidence, running)
@@ -104,6 +104,12 @@ def decide(evidence: Evidence, vouched: Vouched, tried: frozenset[Act] = frozens
             opinion = _in_vain(opinion)
         opinions.append(replace(opinion, acts=acts))
     return _joined(opinions, evidence, tried)
+
+
+def _as_asked(evidence: Evidence, vouched: Vouched) -> Vouched:
+    """Return the same with hosts called as they were asked."""
+    seen = {name: evidence.host(name) for name in vouched.dead}
+    return replace(vouched, dead=frozenset(h.host if h else name for name, h in seen.items()))
 
 
 def _joined(opinions: Sequence[Opinion], evidence: Evidence, tried: frozenset[Act]) -> Verdict:
