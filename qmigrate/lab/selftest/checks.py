@@ -7,6 +7,7 @@ from qmigrate.lab.selftest.cells import Cell, End, Ending
 
 UNKNOWN = 7  # the exit code of one who cannot know (DESIGN §6)
 RUNNING = "running"
+NO_ERROR = (3, 8)  # what says more than one thing, each with its host: findings, leftovers
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,5 +109,5 @@ def _words(seen: Evidence) -> Iterator[str]:
         )
         if not value
     ]
-    if missing and said.code != 8:
+    if missing and said.code not in NO_ERROR:
         yield f"the error ({said.what}) names no {' and no '.join(missing)}"

@@ -78,12 +78,18 @@ class Moving:
         progress: dict[str, Any] = json.loads(self.until(lambda line: _phase(line) == phase))
         return progress
 
-    def until_job(self) -> str:
-        """Return the job's id as soon as it is said; raise `HostError` if none is begun."""
+    def job_if_begun(self) -> str:
+        """Return the job's id as soon as it is said, "" if it has ended and begun none."""
         try:
             return job_of(self.until(lambda line: job_of(line) is not None)) or ""
         except HostError:
-            raise HostError(f"no job was begun: {self.finish()}") from None
+            return ""
+
+    def until_job(self) -> str:
+        """Return the job's id as soon as it is said; raise `HostError` if none is begun."""
+        if not (job := self.job_if_begun()):
+            raise HostError(f"no job was begun: {self.finish()}")
+        return job
 
     def kill(self) -> None:
         """End it as `kill -9` does."""

@@ -139,8 +139,8 @@ class Ground(ABC):
         name, (source, destination) = self.guest(cell), play.way
         words = ("migrate", name, destination, "--from", source, "--impatient", "--json")
         play.moving = self.begin(play, (*words, *faults, *cell.options))
-        play.job = play.moving.until_job()
-        if cell.stroke and cell.points:
+        play.job = play.moving.job_if_begun()
+        if cell.stroke and cell.points and play.job:
             self.strike(play)
         if cell.hurry:
             self.hurry(play)

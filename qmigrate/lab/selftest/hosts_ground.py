@@ -129,7 +129,7 @@ class HostsGround(Ground):
         )
         self._processes.append(process)
         moving = Moving(process)
-        self._job = moving.until_job()
+        self._job = moving.job_if_begun()
         return moving
 
     def run(self, *words: str) -> Moved:

@@ -90,7 +90,7 @@ class LabGround(Ground):
     def begin(self, play: Play, words: tuple[str, ...]) -> Moving:
         """See `Ground`."""
         moving = self.faulty.site.begin(*words)
-        job = moving.until_job()
+        job = moving.job_if_begun()
         self.faulty.jobs = [job]  # a walk's earlier ones have said all that they had to
         self._struck = Struck(self.faulty, moving, job, play.way)
         return moving
@@ -141,7 +141,9 @@ class LabGround(Ground):
         """See `Ground`; waits until the job's agents hold no monitor any more."""
         site, cell = self.faulty.site, play.cell
         copies = site.copies(self.guest(cell))
-        if len(copies) != 1:  # the other one's agent may stand still, or be about to end it
+        if (
+            len(copies) != 1 and play.job
+        ):  # the other one's agent may stand still, or be about to end it
             self.faulty.await_end(play.job)
             copies = site.copies(self.guest(cell))
         self._copies = copies
@@ -164,7 +166,8 @@ class LabGround(Ground):
 
     def left(self, play: Play) -> tuple[str, ...]:
         """Wait for the job's agents to end, clean up if that is expected; return what is left."""
-        self.faulty.await_end(play.job)
+        if play.job:
+            self.faulty.await_end(play.job)
         self.clean_up(play)
         left = self.faulty.site.leftovers(self.guest(play.cell), self._copies)
         self.faulty.note_deaths()

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from qmigrate.lab.selftest.cells import Cell, End, Ending, Fault, Load, Phase, Stroke, Victim
 from qmigrate.lab.selftest.words import (
     BACK,
+    BLOCKED,
     DESTINATION,
     LEFT_ALONE_BACK,
     LEFT_ALONE_MOVED,
@@ -109,7 +110,8 @@ def paths() -> Iterator[Cell]:
             # The controller reaches both: GO and RUNNING go by way of it.
             SOURCE[P.COMPLETED]: (P.COMPLETED, MOVED),
             DESTINATION[P.GO]: (P.GO, MOVED),
-            SOURCE[P.FINISH]: (P.FINISH, MOVED),
+            # It has moved; whether all is removed there cannot be heard in time.
+            SOURCE[P.FINISH]: (P.FINISH, (Ending(End.DESTINATION, (0, 8)),)),
         },
     )
     for point, phase, ends, held in (
@@ -120,7 +122,9 @@ def paths() -> Iterator[Cell]:
         (DESTINATION[P.GO], P.GO, UNKNOWN_MOVED, False),
     ):
         stops = (f"{point}:{A.STOP}",)
-        yield Cell(V.CABLE, F.CUT, phase, ends, stops, S.CUT_CABLE, held=held)
+        # The rest may arrive when the cable is whole again, and nobody is there to refuse the copy.
+        left = phase is P.SWITCHOVER
+        yield Cell(V.CABLE, F.CUT, phase, ends, stops, S.CUT_CABLE, held=held, left=left)
 
 
 def hosts() -> Iterator[Cell]:
@@ -165,7 +169,7 @@ def resources() -> Iterator[Cell]:
         (V.DESTINATION_RUN, S.FILL_DESTINATION, DESTINATION),
     )
     for victim, stroke, where in fill:
-        yield Cell(victim, F.STAYS, P.PREPARE, REFUSED, (), stroke, "before the job")
+        yield Cell(victim, F.STAYS, P.PREPARE, BLOCKED, (), stroke, "before the job")
         at = {where[phase]: (phase, MOVED) for phase in (P.COPY, P.COMPLETED, P.GO, P.FINISH)}
         yield from _strokes(victim, F.STAYS, stroke, at)
     for point, phase, ends in (

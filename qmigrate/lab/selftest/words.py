@@ -29,6 +29,7 @@ LINKED_AGAIN = "linked, generation 1.2"  # of the source's log
 
 MOVED = (Ending(End.DESTINATION, (0,)),)
 REFUSED = (Ending(End.SOURCE, (4,)),)  # nothing was touched
+BLOCKED = (Ending(End.SOURCE, (3, 4)),)  # seen by preflight, or by the first that is made
 BACK = (Ending(End.SOURCE, (5,)),)
 NEVER_MOVED = (Ending(End.SOURCE, (4, 5)),)  # whether the copy had begun is a matter of moments
 GUEST_ENDED = (Ending(End.ENDED, (9,)),)
