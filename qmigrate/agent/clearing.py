@@ -21,6 +21,9 @@ import trio
 from netsetup.errors import NetsetupError
 from netsetup.links import Link
 from netsetup.rtnl import Rtnl
+from netsetup.tunnel_spec import End
+from netsetup.tunnels import list_tunnels
+from netsetup.tunnels import remove as remove_tunnel
 from qmigrate.agent import bootstrap, facts, guests, holdings, locks, process, twin
 from qmigrate.agent.places import JobPlaces, is_lived_in, remove_guest_directory
 from qmigrate.agent.process import Process
@@ -29,10 +32,8 @@ from qmigrate.agent.server import AgentContext
 from qmigrate.core import guestline
 from qmigrate.core.belongings import (
     Belongings,
-    CacheLeft,
     GuestDirectory,
     Kind,
-    LogLeft,
     OurTap,
     QemuHere,
     Thing,
@@ -41,9 +42,10 @@ from qmigrate.core.belongings import (
     tag_of,
 )
 from qmigrate.core.errors import HostError, QmigrateError
-from qmigrate.core.holdings import JobOnHost
+from qmigrate.core.holdings import CacheLeft, JobOnHost, LogLeft
 from qmigrate.core.job import CACHE_DIRECTORY, LOG_DIRECTORY, RUN_DIRECTORY
 from qmigrate.core.model import RunState, Side
+from qmigrate.core.tunnel_claims import OurTunnel
 from qmigrate.qmp.client import QmpThread
 
 WORDS = "qemu.log"
@@ -96,9 +98,10 @@ async def _look(
     qemus = await _qemus(thread, jobs, is_locked)
     try:
         links = await rtnl.find_by_alias(twin.ALIAS_PREFIX)
+        tunnels = await _tunnels(rtnl, is_locked)
     except NetsetupError as exc:
-        links = ()
-        problems.append(f"taps are not known: {exc.what}")
+        links, tunnels = (), ()
+        problems.append(f"taps and tunnels are not known: {exc.what}")
     return Belongings(
         boot_id=holdings.boot_id(),
         jobs=jobs,
@@ -108,6 +111,7 @@ async def _look(
             for lock in await trio.to_thread.run_sync(holdings.read_locks)
         ),
         taps=tuple(_taps(links, is_locked)),
+        tunnels=tunnels,
         directories=await trio.to_thread.run_sync(_directories, qemus, is_locked),
         qemus=qemus,
         caches=tuple(_caches()),
@@ -178,6 +182,20 @@ def _taps(links: Sequence[Link], is_locked: IsLocked) -> Iterator[OurTap]:
         if mark and link.alias and link.kind == "tun":
             tag = mark["tag"]
             yield OurTap(link.name, link.alias, tag, link.carrier, is_locked(tag))
+
+
+async def _tunnels(rtnl: Rtnl, is_locked: IsLocked) -> tuple[OurTunnel, ...]:
+    return tuple(
+        OurTunnel(
+            tunnel.id,
+            tunnel.end is End.AWAY,
+            tunnel.guests,
+            tunnel.taps,
+            None if tunnel.remote is None else str(tunnel.remote),
+            tuple(filter(is_locked, tunnel.guests)),
+        )
+        for tunnel in await list_tunnels(rtnl)
+    )
 
 
 def _directories(qemus: Sequence[QemuHere], is_locked: IsLocked) -> tuple[GuestDirectory, ...]:
@@ -289,6 +307,10 @@ class _Remover:
                 link = await self._rtnl.link(thing.name)
                 if link is not None and link.alias:
                     await self._rtnl.delete_tap(thing.name, alias=link.alias)
+            case Kind.TUNNEL:
+                done = await remove_tunnel(self._rtnl, thing.name)
+                if done.kept:
+                    raise HostError(done.kept)
             case Kind.DIRECTORY:
                 if stays := remove_guest_directory(thing.name):
                     raise HostError(stays)
@@ -323,7 +345,7 @@ def _lock_of(thing: Thing, here: Belongings) -> str | None:
                 return locks.source_key(job.pid, job.start_ticks)
             tag = tag_of(job) if job else thing.tag
             return locks.destination_key(tag) if tag else None
-        case Kind.TWIN | Kind.TAP | Kind.DIRECTORY:
+        case Kind.TWIN | Kind.TAP | Kind.TUNNEL | Kind.DIRECTORY:
             return locks.destination_key(thing.tag) if thing.tag else None
         case _:
             return None

@@ -21,9 +21,9 @@ from qmigrate.agent.places import JobPlaces
 from qmigrate.agent.protocol import parse_json_untrusted, structure_untrusted
 from qmigrate.agent.requests import AskJob, JobList, JobState, ListJobs
 from qmigrate.agent.server import AgentContext
-from qmigrate.core.belongings import BareJob, LockFile
+from qmigrate.core.belongings import BareJob
 from qmigrate.core.errors import ProtocolError, QmigrateError
-from qmigrate.core.holdings import EndedJob, JobOnHost
+from qmigrate.core.holdings import EndedJob, JobOnHost, LockFile
 from qmigrate.core.job import LOG_DIRECTORY, RUN_DIRECTORY, JobReport
 from qmigrate.core.model import RunState, Side
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from qmigrate.core.handover import OVER, Record
-from qmigrate.core.holdings import JobOnHost
+from qmigrate.core.holdings import CacheLeft, JobOnHost, LockFile, LogLeft
 from qmigrate.core.model import RunState, Side
+from qmigrate.core.tunnel_claims import Claims, OurTunnel, needed
 
 # Where a twin is that was started with -S and never run. Any other state needs a `cont`.
 NEVER_RAN = frozenset((RunState.PRELAUNCH, RunState.INMIGRATE, RunState.PAUSED))
@@ -28,6 +29,7 @@ class Kind(StrEnum):
     TWIN = "twin"  # a QEMU that a job started and that is never to run
     JOB = "job"  # the run directory of a job: journal, door
     TAP = "tap"
+    TUNNEL = "tunnel"  # this host's end of one
     DIRECTORY = "directory"  # where a guest that has moved here has its sockets
     LOCK = "lock"
     CACHE = "cache"  # an agent that was being unpacked when its start was killed
@@ -41,15 +43,6 @@ class Verdict(StrEnum):
     SERVES = "serves"  # a guest or a live job needs it
     REMOVABLE = "removable"
     RESOLVE = "resolve-first"  # it may matter to who runs the guest
-
-
-@dataclass(frozen=True, slots=True)
-class LockFile:
-    """A file under `locks/`."""
-
-    key: str
-    job: str | None  # who took it last
-    held: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,24 +90,6 @@ class QemuHere:
 
 
 @dataclass(frozen=True, slots=True)
-class CacheLeft:
-    """A directory of an agent that was not unpacked to its end."""
-
-    name: str
-    in_use: bool  # it is being unpacked
-
-
-@dataclass(frozen=True, slots=True)
-class LogLeft:
-    """The logs of a job."""
-
-    job: str
-    age_s: float  # of the youngest file
-    words_bytes: int  # of `qemu.log`
-    in_use: bool  # a QEMU that runs writes there
-
-
-@dataclass(frozen=True, slots=True)
 class Belongings:
     """All that is ours on a host, and what is needed to judge it."""
 
@@ -123,6 +98,7 @@ class Belongings:
     bare: tuple[BareJob, ...] = ()
     locks: tuple[LockFile, ...] = ()
     taps: tuple[OurTap, ...] = ()
+    tunnels: tuple[OurTunnel, ...] = ()
     directories: tuple[GuestDirectory, ...] = ()
     qemus: tuple[QemuHere, ...] = ()
     caches: tuple[CacheLeft, ...] = ()
@@ -178,6 +154,7 @@ def judge(
         *(_job(job, said.get(job.job), doomed) for job in here.jobs),
         *(_bare(job, here, qemus) for job in here.bare),
         *(_tap(tap, here, qemus) for tap in here.taps),
+        *(_tunnel(tunnel, here, qemus) for tunnel in here.tunnels),
         *(_directory(directory, here, qemus) for directory in here.directories),
         *map(_lock, here.locks),
         *map(_cache, here.caches),
@@ -345,6 +322,28 @@ def _tap(tap: OurTap, here: Belongings, qemus: Sequence[QemuHere]) -> Thing:
     if (tap.in_use and tap.name not in gone) or any(tap.name in qemu.taps for qemu in qemus):
         verdict, why, step = Verdict.SERVES, "a process has it open", ""
     return Thing(Kind.TAP, tap.name, verdict, why, step or None, tag=tap.tag)
+
+
+def _tunnel(tunnel: OurTunnel, here: Belongings, qemus: Sequence[QemuHere]) -> Thing:
+    def undecided(guest: str) -> tuple[str, str] | None:
+        jobs = (job for job in here.jobs if needs(job, guest) and not is_decided(job, None))
+        return next(((job.job, job.guest) for job in jobs), None)
+
+    def tap_serves(name: str) -> bool:
+        ours = (tap for tap in here.taps if tap.name == name)
+        return all(_tap(tap, here, qemus).verdict is not Verdict.REMOVABLE for tap in ours)
+
+    claims = Claims(
+        lives=lambda guest: _lives(guest, qemus),
+        worked_at=lambda guest: any(job.worked_at for job in here.jobs if needs(job, guest)),
+        undecided=undecided,
+        tap_serves=tap_serves,
+    )
+    serves, why, guest = needed(tunnel, claims)
+    verdict = {True: Verdict.SERVES, False: Verdict.REMOVABLE, None: Verdict.RESOLVE}[serves]
+    step = resolve_line(guest) if guest else None
+    tag = tunnel.guests[0] if tunnel.guests else None
+    return Thing(Kind.TUNNEL, tunnel.id, verdict, why, step, tag=tag)
 
 
 def _directory(place: GuestDirectory, here: Belongings, qemus: Sequence[QemuHere]) -> Thing:

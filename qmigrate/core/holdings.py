@@ -42,3 +42,30 @@ class EndedJob:
     job: str
     outcome: Outcome
     ended_s_ago: float
+
+
+@dataclass(frozen=True, slots=True)
+class LockFile:
+    """A file under `locks/`."""
+
+    key: str
+    job: str | None  # who took it last
+    held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CacheLeft:
+    """A directory of an agent that was not unpacked to its end."""
+
+    name: str
+    in_use: bool  # it is being unpacked
+
+
+@dataclass(frozen=True, slots=True)
+class LogLeft:
+    """The logs of a job."""
+
+    job: str
+    age_s: float  # of the youngest file
+    words_bytes: int  # of `qemu.log`
+    in_use: bool  # a QEMU that runs writes there
