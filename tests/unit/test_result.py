@@ -76,7 +76,7 @@ GOLDEN = """{
  "mode": "live",
  "transport": "direct",
  "plaintext": true,
- "tunnel": null,
+ "tunnel": null, "reached": null, "network": [],
  "outcome": "migrated",
  "exit": 0,
  "wall_s": 2.1235,
