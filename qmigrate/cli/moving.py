@@ -15,6 +15,7 @@ from qmigrate.controller.result import (
     error_document,
     exit_code,
     finding_documents,
+    route_documents,
 )
 from qmigrate.core.job import JobNote, JobReport, Outcome
 from qmigrate.core.model import Finding, Progress, Severity
@@ -93,11 +94,15 @@ def show_check(out: Output, plan: Plan) -> int:
                 "source": plan.source.name,
                 "destination": plan.wish.destination.name,
                 "movable": not refused,
+                "network": route_documents(plan.routes),
                 "findings": finding_documents(plan.findings),
             },
         )
         return 3 if refused else 0
     show_findings(out, plan.findings)
+    for route in plan.routes:
+        if route.verdict is not None and route.tunnel is None and not refused:
+            out.say(f"{route.card.tap}: {route.bridge} there is its segment: {route.verdict.why}")
     verdict = "cannot move" if refused else "can move"
     out.lines([f"{plan.guest.name} {verdict} to {plan.wish.destination.name}"])
     return 3 if refused else 0
@@ -119,6 +124,7 @@ def show_plan(out: Output, plan: Plan) -> int:
             "changes": [
                 {"before": c.before, "after": c.after, "why": c.why} for c in plan.twin.changes
             ],
+            "network": route_documents(plan.routes),
             "taps": [
                 {"netdev": t.netdev, "bridge": t.bridge, "mac": t.mac} for t in plan.twin.plan.taps
             ],
@@ -197,6 +203,8 @@ def _sentence(result: Result) -> str:
         words.append(f"QEMU's downtime {report.qemu.downtime_ms} ms")
     if report and report.qemu.transferred_bytes is not None:
         words.append(f"{human_bytes(report.qemu.transferred_bytes)} sent, unencrypted")
+    if result.tunnel is not None:
+        words.append(f"its network goes through {result.tunnel}, unencrypted")
     return ", ".join(words)
 
 
@@ -210,9 +218,11 @@ def _show_rest(out: Output, result: Result) -> None:
         told = report.announced.addresses or not report.announced.sent
         hint = "" if told else " (name its addresses with --address)"
         out.say(f"{sent}: {report.announced.note}{hint}")
+    if result.reached is False:
+        out.say("seen from its home segment it does not answer at any address it is known to have")
     for event in report.guest_events:
         out.say(f"meanwhile the guest {event}")
-    for left in report.leftovers:
+    for left in (*report.leftovers, *result.left):
         out.say(f"left behind: {left}")
     if report.still_enabled:
         out.say(f"still enabled at boot: {report.still_enabled}")

@@ -124,7 +124,7 @@ def document(result: Result) -> dict[str, Any]:
         "plaintext": True,
         "tunnel": result.tunnel,
         "reached": result.reached,
-        "network": [_route(route) for route in result.routes],
+        "network": route_documents(result.routes),
         "outcome": str(result.outcome),
         "exit": result.exit_code,
         "wall_s": round(result.wall_s, 4),
@@ -175,6 +175,11 @@ def finding_documents(findings: Sequence[Finding]) -> list[dict[str, str]]:
         }
         for f in findings
     ]
+
+
+def route_documents(routes: Sequence[Route]) -> list[dict[str, Any]]:
+    """Return where each card goes as JSON's plain objects."""
+    return [_route(route) for route in routes]
 
 
 def _route(route: Route) -> dict[str, Any]:

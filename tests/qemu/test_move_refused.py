@@ -215,7 +215,6 @@ CASES: tuple[tuple[Callable[[Site], None], str, str], ...] = (
     (read_only_image_of_another_size, "image-missing", "5242880 bytes there, 4194304"),
     (firmware_missing, "image-missing", "/run/own-bios.bin is not there"),
     (account_missing, "account-missing account-missing", "user keeper"),  # and its group
-    (bridge_missing, "bridge-missing", "br-far"),
     (memory_short, "memory-short", "64 MiB"),
     (run_full, "run-full", "/run has"),
     (qemu_missing, "qemu-missing", "qemu-system-x86_64"),
@@ -242,6 +241,14 @@ def test_a_guest_that_cannot_move_is_refused_by_name(
     arrange(site)
     done = refused(site, *rules.split())
     assert word in done.error
+
+
+def test_a_guest_whose_bridge_is_not_there_is_refused_if_no_tunnel_is_wanted(site: Site) -> None:
+    bridge_missing(site)
+    done = site.migrate(NAME, "beta", "--tunnel", "none")
+    assert (done.code, done.rules) == (3, ["bridge-missing"])
+    assert "br-far" in done.error
+    assert site.changes() == []
 
 
 def test_a_guest_whose_monitor_another_holds_is_refused(site: Site) -> None:
