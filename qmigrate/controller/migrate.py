@@ -17,7 +17,7 @@ from qmigrate.controller.keys import JobKeys, make_keys
 from qmigrate.controller.moving import MoveNetwork
 from qmigrate.controller.plan import Plan, Wish, find_source, make_plan
 from qmigrate.controller.remote import Agent, open_agents
-from qmigrate.controller.result import Result, exit_code, explain_unstarted
+from qmigrate.controller.result import Result, come_back, exit_code, explain_unstarted, lost
 from qmigrate.controller.routing import Routing, tunnels_of, turns_of
 from qmigrate.core.errors import (
     AgentLostError,
@@ -170,8 +170,8 @@ class Move:
                 nonlocal report, problem, outcome
                 try:
                     report = await self._follow(plan, source)
-                except AgentLostError as exc:
-                    outcome, problem = Outcome.UNKNOWN, _lost(plan, exc)
+                except HostError as exc:  # also when nobody works at the job there any more
+                    outcome, problem = Outcome.UNKNOWN, lost(plan.job, plan.source.name, exc)
                 nursery.cancel_scope.cancel()
 
             async def leave() -> None:
@@ -312,24 +312,8 @@ def _left(plan: Plan) -> Problem:
         None,
         plan.source.name,
         None,
-        come_back(plan),
+        come_back(plan.job, plan.source.name),
     )
-
-
-def _lost(plan: Plan, exc: AgentLostError) -> Problem:
-    return Problem(
-        "unknown-outcome",
-        f"the connection to {plan.source.name} was lost; job {plan.job} goes on by itself",
-        "watch",
-        plan.source.name,
-        exc.problem.last_words,
-        come_back(plan),
-    )
-
-
-def come_back(plan: Plan) -> str:
-    """Return the line by which the user finds out how it ended."""
-    return f"come back with: qmigrate watch {plan.job}@{plan.source.name}"
 
 
 def _listen_addresses(spec: HostSpec, facts: HostFacts) -> tuple[str, ...]:

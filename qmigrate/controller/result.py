@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qmigrate.core.errors import Problem, QmigrateError
+from qmigrate.core.errors import AgentLostError, HostError, Problem, QmigrateError
 from qmigrate.core.job import AnnounceReport, JobReport, Mode, Outcome
 from qmigrate.core.model import Finding, Phase
 from qmigrate.core.network_rules import Route
@@ -245,3 +245,17 @@ def explain_unstarted(exc: QmigrateError, job: str) -> None:
     problem = exc.at(phase="prepare").problem
     step = f"the guest runs on; qmigrate logs {job} tells more, then try again"
     exc.problem = replace(problem, next_step=problem.next_step or step)
+
+
+def come_back(job: str, host: str) -> str:
+    """Return the line by which the user finds out how it ended."""
+    return f"come back with: qmigrate watch {job}@{host}"
+
+
+def lost(job: str, host: str, exc: HostError) -> Problem:
+    """Return what is known of a job that was begun and is out of sight: it may end in any way."""
+    what = f"job {job} cannot be followed on {host} any more: {exc}"
+    if isinstance(exc, AgentLostError):
+        what = f"the connection to {host} was lost; job {job} goes on by itself"
+    words = exc.problem.last_words
+    return Problem("unknown-outcome", what, "watch", host, words, come_back(job, host))
