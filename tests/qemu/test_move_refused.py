@@ -306,6 +306,13 @@ def test_a_disk_open_to_other_writers_is_a_warning(site: Site) -> None:
 
 def test_a_bridge_of_another_name_is_used_where_the_user_says_so(site: Site) -> None:
     bridge_missing(site)
+    for words in (  # in the segment of br0, by a way of its own
+        "add far0 index 1900 type veth peer name far1",
+        "set far0 master br0 up",
+        "set far1 master br-far up",
+        "set br-far up",
+    ):
+        site.lab.run("alpha", ["ip", "link", *words.split()])
     done = site.migrate(NAME, "beta", "--bridge", "br-far=br0")
     assert done.code == 0, done.error
     assert site.copy(NAME).host == "beta"
