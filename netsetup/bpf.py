@@ -1,30 +1,40 @@
 """The few BPF programs that a tunnel's port needs, as the octets that bpf(2) takes; pure.
 
-They are classifiers of ``direct-action`` kind: what they return is the verdict. An instruction is
-``op:8 dst:4 src:4 off:16 imm:32`` in the machine's byte order, destination first on little-endian
-machines (Documentation/bpf/standardization/instruction-set.rst). A frame that is too short for a
-load ends the program with 0, which accepts it; none shorter than 14 octets reaches a filter.
+They are classifiers of ``direct-action`` kind: what they return is the verdict. A frame that is
+too short for a load ends the program with 0, which accepts it; none shorter than 14 octets
+reaches a filter.
 """
 
-import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from hashlib import sha256
-from struct import Struct
 
+from netsetup.bpf_asm import (
+    BYTE,
+    HALF,
+    R0,
+    R1,
+    R2,
+    R6,
+    WORD,
+    Line,
+    assemble,
+    call,
+    copy,
+    frame,
+    jump,
+    jump_if,
+    leave,
+    leave_with,
+    mask,
+    move,
+)
 from netsetup.frames import ETHERTYPE_IPV4, ETHERTYPE_IPV6
-
-_INSTRUCTION = Struct("=BBhi")
 
 NEXT_FILTER = -1  # TC_ACT_UNSPEC
 ACCEPT = 0  # TC_ACT_OK
 DROP = 2  # TC_ACT_SHOT
+REDIRECTED = 7  # TC_ACT_REDIRECT
 
-_LOAD_WORD, _LOAD_HALF, _LOAD_BYTE = 0x20, 0x28, 0x30  # from the frame's octet `imm`, into r0
-_MOVE_IMMEDIATE, _MOVE_REGISTER = 0xB7, 0xBF
-_AND_IMMEDIATE = 0x57
-_JUMP, _JUMP_EQUAL, _JUMP_NOT_EQUAL = 0x05, 0x15, 0x55
-_CALL, _EXIT = 0x85, 0x95
 _BPF_REDIRECT = 23  # bpf_redirect(ifindex, flags); flags 0: out of that interface
 
 # Frames that belong to one wire and must not reach another site's switches.
@@ -41,112 +51,94 @@ _ICMP, _ICMPV6 = 1, 58
 _FRAGMENTATION_NEEDED, _PACKET_TOO_BIG = 0x0304, 0x0200  # type and code
 
 
-@dataclass(frozen=True, slots=True)
-class _Op:
-    op: int
-    dst: int = 0
-    src: int = 0
-    imm: int = 0
-    to: str = ""  # a jump's label
+def start() -> Iterator[Line]:
+    """Keep the context where loads from the frame want it."""
+    yield copy(R6, R1)
 
 
-_Line = _Op | str  # a string is the label of what follows
+def jump_if_of_one_wire(to: str, *, at: int = 0) -> Iterator[Line]:
+    """Go to `to` with BPDUs and the like; all else goes on behind this.
 
-
-def _assemble(lines: Iterable[_Line]) -> bytes:
-    labels: dict[str, int] = {}
-    ops: list[_Op] = []
-    for line in lines:
-        if isinstance(line, str):
-            labels[line] = len(ops)
-        else:
-            ops.append(line)
-    return b"".join(
-        _INSTRUCTION.pack(
-            each.op,
-            each.src << 4 | each.dst if sys.byteorder == "little" else each.dst << 4 | each.src,
-            labels[each.to] - at - 1 if each.to else 0,
-            each.imm,
-        )
-        for at, each in enumerate(ops)
-    )
-
-
-def _start() -> Iterator[_Line]:
-    yield _Op(_MOVE_REGISTER, dst=6, src=1)  # loads from the frame want the context in r6
-
-
-def _return(verdict: int) -> Iterator[_Line]:
-    yield _Op(_MOVE_IMMEDIATE, imm=verdict)
-    yield _Op(_EXIT)
-
-
-def _redirect(ifindex: int) -> Iterator[_Line]:
-    yield _Op(_MOVE_IMMEDIATE, dst=1, imm=ifindex)
-    yield _Op(_MOVE_IMMEDIATE, dst=2)
-    yield _Op(_CALL, imm=_BPF_REDIRECT)
-    yield _Op(_EXIT)
-
-
-def _drop_link_local() -> Iterator[_Line]:
-    """Drop what belongs to one wire; all else goes on behind this."""
-    yield _Op(_LOAD_WORD, imm=0)
-    yield _Op(_JUMP_EQUAL, imm=_IEEE, to="ieee")
-    yield _Op(_JUMP_NOT_EQUAL, imm=_CISCO, to="other")
-    yield _Op(_LOAD_HALF, imm=4)
-    yield _Op(_AND_IMMEDIATE, imm=_CISCO_MASK)
-    yield _Op(_JUMP_EQUAL, imm=_CISCO_REST, to="drop")
-    yield _Op(_JUMP, to="other")
+    The Ethernet header begins at octet `at`.
+    """
+    yield frame(WORD, at)
+    yield jump_if("==", R0, _IEEE, "ieee")
+    yield jump_if("!=", R0, _CISCO, "other")
+    yield frame(HALF, at + 4)
+    yield mask(R0, _CISCO_MASK)
+    yield jump_if("==", R0, _CISCO_REST, to)
+    yield jump("other")
     yield "ieee"
-    yield _Op(_LOAD_HALF, imm=4)
-    yield _Op(_AND_IMMEDIATE, imm=_IEEE_MASK)
-    yield _Op(_JUMP_NOT_EQUAL, imm=_IEEE_REST, to="other")
-    yield "drop"
-    yield from _return(DROP)
+    yield frame(HALF, at + 4)
+    yield mask(R0, _IEEE_MASK)
+    yield jump_if("==", R0, _IEEE_REST, to)
     yield "other"
+
+
+def _redirect(ifindex: int) -> Iterator[Line]:
+    yield move(R1, ifindex)
+    yield move(R2, 0)
+    yield call(_BPF_REDIRECT)
+    yield leave()
 
 
 def drop_link_local() -> bytes:
     """Drop BPDUs and the like; leave all else to the next filter."""
-    return _assemble((*_start(), *_drop_link_local(), *_return(NEXT_FILTER)))
+    return assemble(
+        (
+            *start(),
+            *jump_if_of_one_wire("drop"),
+            *leave_with(NEXT_FILTER),
+            "drop",
+            *leave_with(DROP),
+        )
+    )
 
 
 def drop_link_local_and_redirect(ifindex: int) -> bytes:
     """Drop BPDUs and the like; send all else out of interface `ifindex`."""
-    return _assemble((*_start(), *_drop_link_local(), *_redirect(ifindex)))
+    return assemble(
+        (
+            *start(),
+            *jump_if_of_one_wire("drop"),
+            *_redirect(ifindex),
+            "drop",
+            *leave_with(DROP),
+        )
+    )
 
 
 def accept_too_big() -> bytes:
     """Accept ICMP "fragmentation needed" and "packet too big"; leave all else to the next."""
-    return _assemble(
+    return assemble(
         (
-            *_start(),
-            _Op(_LOAD_HALF, imm=_ETHERTYPE_AT),
-            _Op(_JUMP_EQUAL, imm=ETHERTYPE_IPV6, to="ipv6"),
-            _Op(_JUMP_NOT_EQUAL, imm=ETHERTYPE_IPV4, to="other"),
-            _Op(_LOAD_BYTE, imm=_IPV4_AT),
-            _Op(_JUMP_NOT_EQUAL, imm=_NO_OPTIONS, to="other"),
-            _Op(_LOAD_BYTE, imm=_IPV4_PROTOCOL_AT),
-            _Op(_JUMP_NOT_EQUAL, imm=_ICMP, to="other"),
-            _Op(_LOAD_HALF, imm=_ICMP_AT),
-            _Op(_JUMP_EQUAL, imm=_FRAGMENTATION_NEEDED, to="accept"),
-            _Op(_JUMP, to="other"),
+            *start(),
+            frame(HALF, _ETHERTYPE_AT),
+            jump_if("==", R0, ETHERTYPE_IPV6, "ipv6"),
+            jump_if("!=", R0, ETHERTYPE_IPV4, "other"),
+            frame(BYTE, _IPV4_AT),
+            jump_if("!=", R0, _NO_OPTIONS, "other"),
+            frame(BYTE, _IPV4_PROTOCOL_AT),
+            jump_if("!=", R0, _ICMP, "other"),
+            frame(HALF, _ICMP_AT),
+            jump_if("==", R0, _FRAGMENTATION_NEEDED, "accept"),
+            jump("other"),
             "ipv6",
-            _Op(_LOAD_BYTE, imm=_IPV6_NEXT_AT),
-            _Op(_JUMP_NOT_EQUAL, imm=_ICMPV6, to="other"),
-            _Op(_LOAD_HALF, imm=_ICMPV6_AT),
-            _Op(_JUMP_NOT_EQUAL, imm=_PACKET_TOO_BIG, to="other"),
+            frame(BYTE, _IPV6_NEXT_AT),
+            jump_if("!=", R0, _ICMPV6, "other"),
+            frame(HALF, _ICMPV6_AT),
+            jump_if("!=", R0, _PACKET_TOO_BIG, "other"),
             "accept",
-            *_return(ACCEPT),
+            *leave_with(ACCEPT),
             "other",
-            *_return(NEXT_FILTER),
+            *leave_with(NEXT_FILTER),
         )
     )
 
 
 def drop_all() -> bytes:
     """Drop what no filter before has taken."""
-    return _assemble(_return(DROP))
+    return assemble(leave_with(DROP))
 
 
 def name_of(program: bytes) -> str:
