@@ -99,8 +99,15 @@ def lines(resolved: "Resolved", *, dry_run: bool) -> Iterator[str]:
     """Yield what a person reads."""
     from qmigrate.core.recounting import recount
 
-    yield from recount(resolved.evidence)
-    yield from (f"→ {word}" for word in resolved.verdict.words)
+    yield from recount(resolved.found)
+    yield from (f"→ {word}" for word in resolved.meant.words)
+    if resolved.acted:
+        yield ""
+        for acted in resolved.acted:
+            yield f"{acted.act}: {acted.came_to or acted.problem}"
+        yield ""
+        yield from recount(resolved.evidence)
+        yield from (f"→ {word}" for word in resolved.verdict.words)
     if dry_run:
         yield from (f"would: {act}" for act in resolved.verdict.acts)
 
@@ -116,6 +123,7 @@ def document(resolved: "Resolved", *, dry_run: bool) -> dict[str, Any]:
         "exit": verdict.exit_code,
         "host": verdict.host,
         "job": verdict.job,
+        "found": {"seen": list(recount(resolved.found)), "means": list(resolved.meant.words)},
         "seen": list(recount(resolved.evidence)),
         "means": list(verdict.words),
         "dry_run": dry_run,

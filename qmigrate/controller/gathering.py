@@ -40,12 +40,16 @@ class _Part:
         """The guest's jobs."""
         return tuple(job for job in self.jobs.jobs if _means(self.guest, job))
 
-    def left(self, peers: tuple[PeerSays, ...]) -> tuple[Thing, ...]:
+    @property
+    def tags(self) -> set[str]:
+        """What the guest's things may be marked by, as far as is known here."""
+        tags = {tag_of(job) for job in self.of_guest} | {self.guest}
+        return tags | {tag for copy in self.copies.copies for tag in (copy.uuid, copy.name) if tag}
+
+    def left(self, peers: tuple[PeerSays, ...], tags: set[str]) -> tuple[Thing, ...]:
         """Return what serves nobody and was made for the guest or by its jobs."""
         ids = {job.job for job in self.of_guest}
         ids |= {bare.job for bare in self.belongings.bare if bare.guest == self.guest}
-        tags = {tag_of(job) for job in self.of_guest} | {self.guest}
-        tags |= {tag for copy in self.copies.copies for tag in (copy.uuid, copy.name) if tag}
         return tuple(
             thing
             for thing in leftovers(judge(self.belongings, peers))
@@ -83,6 +87,7 @@ class Gathering:
         guest = self._guest(jobs)
         parts = await self._each(lambda agent: self._part(agent, jobs[agent.host], guest))
         known = [HostJobs(p.host.name, p.jobs.jobs, names_of(p.host)) for p in parts.values()]
+        tags = {tag for part in parts.values() for tag in part.tags}
         hosts: list[HostSeen] = []
         for spec, agent in zip(self.hosts, self.agents, strict=True):
             part = parts.get(spec.name)
@@ -96,7 +101,7 @@ class Gathering:
                 continue
             others = [jobs for jobs in known if jobs.host != spec.name]
             self.peers[spec.name] = peers_say(part.jobs.jobs, others)
-            hosts.append(_seen(part, self.peers[spec.name]))
+            hosts.append(_seen(part, part.left(self.peers[spec.name], tags)))
         seen = Evidence(guest, tuple(hosts), self.source, self.destination)
         return await self._with_traces(seen, tuple(parts.values()))
 
@@ -155,7 +160,7 @@ class Gathering:
         return found
 
 
-def _seen(part: _Part, peers: tuple[PeerSays, ...]) -> HostSeen:
+def _seen(part: _Part, left: tuple[Thing, ...]) -> HostSeen:
     begins = name_in_id(part.guest)
     ids = {job.job for job in part.of_guest}
     return HostSeen(
@@ -168,7 +173,7 @@ def _seen(part: _Part, peers: tuple[PeerSays, ...]) -> HostSeen:
             e for e in part.jobs.ended if e.job in ids or e.job.rpartition("-")[0] == begins
         ),
         copies=part.copies.copies,
-        left=part.left(peers),
+        left=left,
         problems=part.belongings.problems,
     )
 

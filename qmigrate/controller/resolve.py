@@ -34,7 +34,7 @@ from qmigrate.core.errors import HostError, QmigrateError, UsageError
 from qmigrate.core.handover import Destination, Source
 from qmigrate.core.job import JobNote, JobReport
 from qmigrate.core.model import Address, Side
-from qmigrate.core.resolving import Verdict, contradiction, decide
+from qmigrate.core.resolving import Tried, Verdict, contradiction, decide
 from qmigrate.core.resolving_acts import (
     Act,
     Carry,
@@ -53,7 +53,7 @@ REMOVAL_DEADLINE_S = 600.0  # each thing is looked at twice
 MEET_DEADLINE_S = 60.0  # for two agents to have said to each other what there is to say
 NEWS_DEADLINE_S = 20.0  # for a source's agent to come to its next word
 UNKNOWN_PATIENCE_S = 15.0  # after an agent said that it cannot know: links come back in seconds
-SETTLE_DEADLINE_S = 90.0  # for what was set going to come to its end
+SETTLE_DEADLINE_S = 60.0  # for what was set going to come to its end
 SETTLE_PAUSE_S = 1.0  # before a destination alone is asked again: nobody tells how it goes on
 ROUNDS = 40  # of asking, acting and waiting; each act is done once
 _BEFORE_THE_END = (Source.PREPARED, Source.COPYING)  # a move under way is not waited for
@@ -70,11 +70,13 @@ class Acted:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """What was seen in the end, what it means, and what was done on the way."""
+    """What was found, what was done about it, and what is so now."""
 
+    found: Evidence
+    meant: Verdict
+    acted: tuple[Acted, ...]
     evidence: Evidence
     verdict: Verdict
-    acted: tuple[Acted, ...]
 
 
 @dataclass(slots=True)
@@ -88,39 +90,45 @@ class Resolving:
 
     async def run(self, *, dry_run: bool = False) -> Resolved:
         """Ask, act and ask again; raises `UsageError` if what is vouched for cannot be so."""
-        tried: set[Act] = set()
+        first: tuple[Evidence, Verdict] | None = None
         until_s = trio.current_time() + SETTLE_DEADLINE_S
         for _ in range(ROUNDS):
             evidence = await self.gathering.gather()
             # What this very run has set right may speak against it afterwards.
             if not self._acted and (why := contradiction(evidence, self.vouched)):
                 raise UsageError(why, next_step=f"qmigrate resolve {evidence.guest}")
-            verdict = decide(evidence, self.vouched, frozenset(tried))
+            settling = trio.current_time() < until_s
+            verdict = decide(evidence, self.vouched, self._tried(settling=settling))
+            first = first or (evidence, verdict)
             if dry_run:
                 break
             if verdict.acts:
-                tried.update(await self._do(verdict.acts))
+                await self._do(verdict.acts)
                 until_s = trio.current_time() + SETTLE_DEADLINE_S
                 continue
             waits = verdict.ends is Ends.GOES_ON and (self._acted or _is_ending(evidence, verdict))
-            if not waits or trio.current_time() > until_s:
+            if not waits or not settling:
                 break
             await self._await_news(evidence, verdict)
-        return Resolved(evidence, verdict, tuple(self._acted))
+        found, meant = first or (evidence, verdict)
+        return Resolved(found, meant, tuple(self._acted), evidence, verdict)
 
-    async def _do(self, acts: Sequence[Act]) -> list[Act]:
-        """Carry acts out in order; the first that is refused ends it. Return those tried."""
-        tried = []
+    def _tried(self, *, settling: bool) -> Tried:
+        """Return what was done so far; `settling`: it may yet show."""
+        done = frozenset(acted.act for acted in self._acted)
+        refused = frozenset(acted.act for acted in self._acted if acted.problem)
+        return Tried(done, done - refused if settling else frozenset())
+
+    async def _do(self, acts: Sequence[Act]) -> None:
+        """Carry acts out in order; the first that is refused ends it."""
         for act in acts:
             self.say(str(act))
-            tried.append(act)
             try:
                 self._acted.append(Acted(act, await self._carry_out(act)))
             except QmigrateError as exc:
                 self.say(f"  {exc}")
                 self._acted.append(Acted(act, None, str(exc)))
                 break
-        return tried
 
     async def _carry_out(self, act: Act) -> str:
         """Return what came of it; raises `QmigrateError` if it was refused."""
@@ -237,8 +245,8 @@ def _job(evidence: Evidence, verdict: Verdict) -> JobSeen | None:
 def _is_ending(evidence: Evidence, verdict: Verdict) -> bool:
     """Say whether a job is so far that its end is worth to be waited for."""
     job = _job(evidence, verdict)
-    if job is None:
-        return False
+    if job is None:  # its journal went while we asked
+        return True
     if job.source.live:
         return job.source.state not in _BEFORE_THE_END
     return job.destination.live and job.destination.state != Destination.PREPARED

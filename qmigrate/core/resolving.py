@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from qmigrate.core.belongings import Verdict as Serves
+from qmigrate.core.copies import ImageHolder
+from qmigrate.core.handover import Destination, Source
 from qmigrate.core.resolving_acts import (
     HOST_IS_DEAD,
     Act,
@@ -25,6 +27,7 @@ from qmigrate.core.resolving_copies import judge_copies
 from qmigrate.core.resolving_jobs import judge_job
 from qmigrate.core.testimony import (
     Evidence,
+    JobSeen,
     Placed,
     Vouched,
     believed,
@@ -70,24 +73,41 @@ class Verdict:
         return EXIT_CODES[self.ends]
 
 
-def decide(evidence: Evidence, vouched: Vouched, tried: frozenset[Act] = frozenset()) -> Verdict:
-    """Return what is known, and the one safe thing to do now.
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What was done already; none of it is asked for again."""
 
-    `tried`: what was done already and changed nothing; it is not asked for again.
-    """
+    acts: frozenset[Act] = frozenset()
+    taken: frozenset[Act] = frozenset()  # those of them that were not refused, a moment ago
+
+    def left(self, opinion: Opinion) -> Opinion:
+        """Return an opinion without what was tried; what is left, if that was all of it."""
+        acts = tuple(act for act in opinion.acts if act not in self.acts)
+        if acts or not opinion.acts:
+            return replace(opinion, acts=acts)
+        if self.taken.issuperset(opinion.acts):
+            says = (*opinion.says, "it was set going, and has not shown yet")
+            return replace(opinion, acts=(), says=says, ends=Ends.GOES_ON)
+        says = (*opinion.says, "what could be done was tried, and has not settled it")
+        return replace(opinion, acts=(), says=says, ends=Ends.UNKNOWN)
+
+
+NOTHING = Tried()
+
+
+def decide(evidence: Evidence, vouched: Vouched, tried: Tried = NOTHING) -> Verdict:
+    """Return what is known, and the one safe thing to do now."""
     evidence, vouched = believed(evidence), _as_asked(evidence, vouched)
     running = tuple(p for p in copies_of(evidence) if p.copy.runs)
     if len(running) > 1:
         return _runs_twice(evidence, running)
     opinions: list[Opinion] = []
     for job in jobs_of(evidence):
-        opinion = judge_job(job, copies_of(evidence), vouched)
-        acts = tuple(act for act in opinion.acts if act not in tried)
-        if opinion.acts and not acts:
-            opinion = _in_vain(opinion)
-        if acts:
-            return _verdict(replace(opinion, acts=acts, job=job.job), evidence)
-        opinions.append(replace(opinion, job=job.job))
+        opinion = tried.left(judge_job(job, copies_of(evidence), vouched))
+        opinion = _held_up(replace(opinion, job=job.job), job, evidence)
+        if opinion.acts:
+            return _verdict(opinion, evidence)
+        opinions.append(opinion)
     opinions += [
         Opinion(
             (f"{host}: the journal of job {bare.job} cannot be read",),
@@ -96,14 +116,43 @@ def decide(evidence: Evidence, vouched: Vouched, tried: frozenset[Act] = frozens
         )
         for host, bare in garbled_jobs(evidence)
     ]
-    open_ends = [o for o in opinions if o.ends not in (None, Ends.LEFT)]
-    if not open_ends:
-        opinion = judge_copies(evidence, vouched)
-        acts = tuple(act for act in opinion.acts if act not in tried)
-        if opinion.acts and not acts:
-            opinion = _in_vain(opinion)
-        opinions.append(replace(opinion, acts=acts))
+    if all(o.ends in (None, Ends.LEFT) for o in opinions):
+        opinions.append(tried.left(judge_copies(evidence, vouched)))
     return _joined(opinions, evidence, tried)
+
+
+def _held_up(opinion: Opinion, job: JobSeen, evidence: Evidence) -> Opinion:
+    """Return the opinion of a job that waits for an image which a third has locked."""
+    waits = job.source.state == Source.BACK or job.destination.state in _TO_RUN
+    thirds = third_parties(evidence)
+    if opinion.ends is not Ends.GOES_ON or not waits or not thirds:
+        return opinion
+    host, holder = thirds[0]
+    step = f"end process {holder.pid} on {host}, or wait for it; the guest then runs by itself"
+    return replace(opinion, says=_locked(thirds), ends=Ends.UNKNOWN, next_step=step)
+
+
+_TO_RUN = (Destination.GO, Destination.GO_AGAIN)
+
+
+def third_parties(evidence: Evidence) -> tuple[tuple[str, ImageHolder], ...]:
+    """Return who has locked an image of the guest and is no QEMU of it, by host."""
+    copies = {(p.host, p.copy.pid) for p in copies_of(evidence)}
+    return tuple(
+        (host.host, holder)
+        for host in evidence.hosts
+        for image in host.images
+        for holder in image.holders
+        if holder.locked and (host.host, holder.pid) not in copies
+    )
+
+
+def _locked(thirds: Sequence[tuple[str, ImageHolder]]) -> tuple[str, ...]:
+    who = dict.fromkeys(f"process {holder.pid} on {h} ({holder.command})" for h, holder in thirds)
+    return tuple(
+        f"{each} has locked the guest's image: until it lets go the guest cannot run"
+        for each in who
+    )
 
 
 def _as_asked(evidence: Evidence, vouched: Vouched) -> Vouched:
@@ -112,25 +161,27 @@ def _as_asked(evidence: Evidence, vouched: Vouched) -> Vouched:
     return replace(vouched, dead=frozenset(h.host if h else name for name, h in seen.items()))
 
 
-def _joined(opinions: Sequence[Opinion], evidence: Evidence, tried: frozenset[Act]) -> Verdict:
+def _joined(opinions: Sequence[Opinion], evidence: Evidence, tried: Tried) -> Verdict:
     """Return the weightiest opinion with what all others say, and what may be tidied up."""
     spoken = [o for o in opinions if o.ends is not None]
     found = min(spoken, key=lambda o: _WEIGHT.index(o.ends or Ends.RUNS))
     says = dict.fromkeys(word for o in opinions for word in o.says)
     host = found.host or next((o.host for o in spoken if o.host), None)
     step = found.next_step or next((o.next_step for o in spoken if o.next_step), None)
+    if found.ends is Ends.UNKNOWN:
+        says |= dict.fromkeys(_locked(third_parties(evidence)))
     verdict = _verdict(replace(found, says=tuple(says), host=host, next_step=step), evidence)
     if verdict.acts or verdict.ends in (Ends.UNKNOWN, Ends.GOES_ON):
         return verdict
     return _tidy(verdict, evidence, tried)
 
 
-def _tidy(verdict: Verdict, evidence: Evidence, tried: frozenset[Act]) -> Verdict:
+def _tidy(verdict: Verdict, evidence: Evidence, tried: Tried) -> Verdict:
     """Add what is left of the guest's jobs and serves nobody."""
     removable = tuple(
         Clean(h.host) for h in evidence.hosts if any(t.verdict is Serves.REMOVABLE for t in h.left)
     )
-    acts = tuple(act for act in removable if act not in tried)
+    acts = tuple(act for act in removable if act not in tried.acts)
     if acts:
         return replace(verdict, acts=acts)
     stays = [f"{h.host}: {t.kind} {t.name}: {t.why}" for h in evidence.hosts for t in h.left]
@@ -146,12 +197,6 @@ def _verdict(opinion: Opinion, evidence: Evidence) -> Verdict:
         step = f"qmigrate resolve {evidence.guest} {' '.join(opinion.asks)}"
     ends = opinion.ends or Ends.UNKNOWN
     return Verdict(ends, opinion.says, opinion.acts, step, opinion.host, opinion.job)
-
-
-def _in_vain(opinion: Opinion) -> Opinion:
-    """Return what is left of an opinion when all that it wanted was tried."""
-    says = (*opinion.says, "what could be done was tried, and has not settled it")
-    return replace(opinion, acts=(), says=says, ends=Ends.UNKNOWN)
 
 
 def _runs_twice(evidence: Evidence, running: Sequence[Placed]) -> Verdict:

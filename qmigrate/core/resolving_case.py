@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from qmigrate.core.copies import CopySeen
-from qmigrate.core.handover import Destination, Record, Source, Word
+from qmigrate.core.handover import OVER, Destination, Record, Source, Word
 from qmigrate.core.model import RunState, Side
 from qmigrate.core.resolving_acts import (
     HOST_IS_DEAD,
@@ -30,6 +30,8 @@ ENDS_BY_ITSELF = frozenset[str](
 
 # From a destination that is ready to a source that has begun; beyond it there never was one.
 STARTING_S = 20.0
+# From an agent's last record to its end, in which its door is shut already: it hears its peer out.
+LEAVING_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,13 @@ def is_starting(case: Case) -> bool:
     """Say whether a job's source may be just being begun: its destination is first."""
     s = case.source
     return s.standing is Standing.NOTHING and s.report is None and case.job.age_s < STARTING_S
+
+
+def is_leaving(end: End) -> bool:
+    """Say whether an agent that does not answer has come to its end, and is about to go."""
+    decided = end.record in OVER or end.record in NEVER_TO_RUN
+    age_s = end.job.age_s if end.job else None
+    return end.standing is Standing.HELD and decided and age_s is not None and age_s < LEAVING_S
 
 
 def stays_unknown(says: str, *asks: str) -> Opinion:

@@ -93,8 +93,12 @@ def _one_stands(
 ) -> Opinion:
     """One copy, and it does not run."""
     copy, where = only.copy, f"{only.host} (process {only.copy.pid})"
+    if copy.state is None and copy.job is not None:  # whose journal went while we asked, or is lost
+        says = f"job {copy.job} has the copy on {where}, and no journal"
+        watch = f"qmigrate watch {copy.job}@{only.host}"
+        return Opinion((says,), Ends.GOES_ON, next_step=watch)
     if copy.state is None:
-        says = f"the copy on {where} cannot be asked: {copy.problem or 'a job has its monitor'}"
+        says = f"the copy on {where} cannot be asked: {copy.problem}"
         return Opinion((says,), Ends.UNKNOWN, next_step=f"look at process {copy.pid}")
     says = f"the only copy that was seen stands still on {where}: {copy.state}"
     if _held(only):
@@ -137,6 +141,11 @@ def _all_stand(standing: Sequence[Placed], vouched: Vouched) -> Opinion:
     """Several copies, and none runs."""
     where = " and ".join(f"{p.host} (process {p.copy.pid}, {_state(p)})" for p in standing)
     says = f"no copy runs: they stand still on {where}"
+    busy = [p for p in standing if p.copy.state is None and p.copy.job is not None]
+    if busy:
+        more = f"job {busy[0].copy.job} has the one on {busy[0].host}, and no journal"
+        watch = f"qmigrate watch {busy[0].copy.job}@{busy[0].host}"
+        return Opinion((says, more), Ends.GOES_ON, next_step=watch)
     held = [p for p in standing if _held(p)]
     if len(held) == 1 and all(is_harmless(p.copy) for p in standing if p is not held[0]):
         return Opinion((says,), Ends.UNKNOWN, acts=(return_guest(held[0].host, held[0].copy),))

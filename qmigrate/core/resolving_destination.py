@@ -14,6 +14,7 @@ from qmigrate.core.resolving_case import (
     end_copy,
     goes_on,
     is_harmless,
+    is_leaving,
     return_guest,
     run_there,
     stays_unknown,
@@ -30,6 +31,8 @@ _IT_STAYED = (Outcome.ROLLED_BACK, Outcome.CANCELLED, Outcome.GUEST_ENDED, Outco
 def destination_alone(case: Case) -> Opinion:
     """Return what is to be done where the source's host knows nothing of the job, or is silent."""
     d = case.destination
+    if is_leaving(d):
+        return goes_on(case, d)
     decided = d.record in (*NEVER_TO_RUN, R.DONE) and d.standing is Standing.LEFT
     if not d.live and not decided:
         if usurped(d):

@@ -25,6 +25,7 @@ from qmigrate.core.resolving_case import (
     end_copy,
     goes_on,
     is_harmless,
+    is_leaving,
     is_starting,
     resume,
     run_there,
@@ -88,6 +89,10 @@ def _stale(case: Case, runs: Placed) -> Opinion:
     says = f"job {job.job} is over: {runs.host} runs the guest, in a process that is not the job's"
     if (d.state == D.PREPARED or d.standing is Standing.HELD) and is_starting(case):
         return goes_on(case, d)
+    if is_leaving(d):
+        return goes_on(case, d)
+    if is_leaving(case.source):
+        return goes_on(case, case.source)
     if d.live:
         if d.state == D.PREPARED:
             return do(says, case.tell(d, Word.REFUSE))
@@ -117,7 +122,7 @@ def _both(case: Case) -> Opinion:
     dead = tuple(end for end in (s, d) if not end.live)
     if not dead:
         return _both_live(case)
-    if job.linked:
+    if job.linked or any(map(is_leaving, dead)):
         return goes_on(case, s if s.live else d)
     if len(dead) == 2 and s.standing is d.standing is Standing.LEFT:
         taken = d.record in (*NEVER_TO_RUN, R.DONE) or (d.record, s.record) == (R.RUNNING, R.DONE)

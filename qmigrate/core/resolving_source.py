@@ -10,6 +10,7 @@ from qmigrate.core.resolving_case import (
     end_copy,
     goes_on,
     is_harmless,
+    is_leaving,
     resume,
     return_guest,
     stays_unknown,
@@ -24,6 +25,8 @@ S = Source
 def source_alone(case: Case) -> Opinion:
     """Return what is to be done where the destination's host knows nothing, or is silent."""
     s, d = case.source, case.destination
+    if is_leaving(s):
+        return goes_on(case, s)
     if not s.live:
         if s.record in OVER and s.standing is Standing.LEFT:
             return Opinion()

@@ -18,7 +18,7 @@ from qmigrate.core.handover import Destination, Record, Source, Word
 from qmigrate.core.holdings import EndedJob, JobOnHost
 from qmigrate.core.job import Outcome
 from qmigrate.core.model import RunState, Side
-from qmigrate.core.resolving import contradiction, decide
+from qmigrate.core.resolving import Tried, contradiction, decide
 from qmigrate.core.resolving_acts import (
     Act,
     Clean,
@@ -257,7 +257,7 @@ def test_acting_comes_to_an_end() -> None:
     for seen, vouched in itertools.islice(_cases(), 0, None, 7):
         tried: frozenset[Act] = frozenset()
         for _ in range(8):
-            verdict = decide(seen, vouched, tried)
+            verdict = decide(seen, vouched, Tried(tried))
             if not verdict.acts:
                 break
             tried |= frozenset(verdict.acts)

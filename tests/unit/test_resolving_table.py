@@ -6,11 +6,12 @@ import pytest
 
 from qmigrate.core.belongings import BareJob, Kind, Thing
 from qmigrate.core.belongings import Verdict as Serves
+from qmigrate.core.copies import ImageHolder, ImageSeen
 from qmigrate.core.handover import Destination, Record, Source, Word
 from qmigrate.core.holdings import EndedJob
 from qmigrate.core.job import Outcome
 from qmigrate.core.model import RunState, Side
-from qmigrate.core.resolving import contradiction, decide
+from qmigrate.core.resolving import Tried, contradiction, decide
 from qmigrate.core.resolving_acts import (
     Act,
     Carry,
@@ -382,10 +383,24 @@ def test_the_one_safe_thing(name: str) -> None:
     assert verdict.words
 
 
+def test_a_third_that_has_locked_the_image_is_named() -> None:
+    third = ImageSeen(DISK, holders=(ImageHolder(7, "qemu-nbd", locked=True),))
+    seen = evidence(alpha(source(S.BACK, **SHARED), held(OWN)), beta(images=(third,)))
+    verdict = decide(seen, NOTHING)
+    assert (verdict.acts, verdict.ends) == ((), Ends.UNKNOWN)
+    assert "process 7 on beta (qemu-nbd) has locked" in verdict.words[0]
+    assert "end process 7 on beta" in (verdict.next_step or "")
+    own = replace(third, holders=(ImageHolder(100, "qemu-system-x86", locked=True),))
+    seen = evidence(alpha(source(S.BACK, **SHARED), held(OWN), images=(own,)), beta())
+    assert decide(seen, NOTHING).ends is Ends.GOES_ON
+
+
 def test_what_was_tried_in_vain_is_not_tried_again() -> None:
     seen = evidence(alpha(source(R.AWAY), OWN), beta(destination(R.PREPARED), TWIN))
     first = decide(seen, NOTHING)
-    again = decide(seen, NOTHING, frozenset(first.acts))
+    taken = decide(seen, NOTHING, Tried(frozenset(first.acts), frozenset(first.acts)))
+    assert (taken.acts, taken.ends) == ((), Ends.GOES_ON)  # for a while
+    again = decide(seen, NOTHING, Tried(frozenset(first.acts)))
     assert (again.acts, again.ends, again.exit_code) == ((), Ends.UNKNOWN, 7)
     assert "was tried" in again.words[-1]
 
@@ -398,7 +413,7 @@ def test_of_two_jobs_the_live_one_is_heard_and_the_old_one_is_ended() -> None:
     )
     verdict = decide(seen, NOTHING)
     assert verdict.acts == (Forget("alpha", "web1-000001"),)
-    verdict = decide(seen, NOTHING, frozenset(verdict.acts))
+    verdict = decide(seen, NOTHING, Tried(frozenset(verdict.acts)))
     assert (verdict.acts, verdict.ends) == ((), Ends.UNKNOWN)
 
 
