@@ -23,10 +23,12 @@ from qmigrate.lab.hosts import HostSnapshot
 from qmigrate.lab.images import LinuxBoot, LinuxImage, create_disk, linux_image
 from qmigrate.lab.lab import Lab
 from qmigrate.lab.state import LabState
-from qmigrate.lab.topologies import TOPOLOGIES
+from qmigrate.lab.topologies import TOPOLOGIES, guest_addresses
+from qmigrate.lab.topology import Topology
 
 GUEST = "web1"
-GUEST_IP4 = "10.77.0.10"
+GUEST_ADDRESSES = guest_addresses(TOPOLOGIES["same-segment"], "alpha")
+GUEST_IP4 = GUEST_ADDRESSES[0].partition("/")[0]
 BOOT_DEADLINE_S = 60.0  # under TCG on a busy machine; 3 s on a quiet one
 MOVE_DEADLINE_S = 180.0  # a whole `qmigrate migrate`, whose own deadlines are shorter
 REPORT_DEADLINE_S = 10.0
@@ -140,12 +142,19 @@ def intact(lab: Lab, address: str) -> bool:
     return "broken" not in (state["memory"], state["disk"])
 
 
-def linux_guest(lab: Lab, image: LinuxImage, dirty_mib: int, dirty_rate_mib: int) -> LabGuest:
+def linux_guest(
+    lab: Lab,
+    image: LinuxImage,
+    dirty_mib: int,
+    dirty_rate_mib: int,
+    addresses: Sequence[str] = GUEST_ADDRESSES,
+) -> LabGuest:
     """Return the demo's guest: two addresses, a shared disk with a log, a load."""
+    ip4, ip6 = addresses
     boot = LinuxBoot(
         shared_image(lab, image),
-        ip4=f"{GUEST_IP4}/24",
-        ip6="fd71:6d69:6772::10/64",
+        ip4=ip4,
+        ip6=ip6,
         dirty_mib=dirty_mib,
         dirty_rate_mib=dirty_rate_mib,
         disk_log=True,
@@ -176,6 +185,17 @@ class Options:
     load_rate_mib: int
     keep: bool
     migrate: tuple[str, ...]
+    cross_subnet: bool = False
+
+    @property
+    def topology(self) -> Topology:
+        """Where it happens."""
+        return TOPOLOGIES["two-subnets" if self.cross_subnet else "same-segment"]
+
+    @property
+    def far(self) -> str:
+        """The host that the guest goes to first."""
+        return "gamma" if self.cross_subnet else "beta"
 
 
 def parse(words: Sequence[str]) -> Options:
@@ -193,12 +213,19 @@ def parse(words: Sequence[str]) -> Options:
         metavar="MIB:RATE",
         help="the guest dirties MIB MiB at RATE MiB/s; default: %(default)s",
     )
+    parser.add_argument(
+        "--cross-subnet",
+        action="store_true",
+        help="to a host in another subnet, with no segment in common; --tunnel KIND says how",
+    )
     parser.add_argument("--keep", action="store_true", help="leave the lab and the guest standing")
     known, rest = parser.parse_known_args(words)
     mib, _, rate = known.load.partition(":")
     if not (mib.isdecimal() and rate.isdecimal()):
         parser.error(f"--load: {known.load!r} is not MIB:RATE")
-    return Options(known.json, known.lab, int(mib), int(rate), known.keep, tuple(rest))
+    return Options(
+        known.json, known.lab, int(mib), int(rate), known.keep, tuple(rest), known.cross_subnet
+    )
 
 
 def run(options: Options) -> int:
@@ -217,24 +244,27 @@ def run(options: Options) -> int:
             next_step=f"qmigrate lab --lab {options.lab} down, or give this one a --lab NAME",
         )
     try:
-        say("bringing up a lab: hosts alpha and beta, a client, a switch")
-        lab.up(TOPOLOGIES["same-segment"])
-        guest = linux_guest(lab, image, options.load_mib, options.load_rate_mib)
-        before = {host: lab.snapshot_host(host) for host in ("alpha", "beta")}
+        topology, far = options.topology, options.far
+        say(f"bringing up a lab: {topology.about}")
+        lab.up(topology)
+        addresses = guest_addresses(topology, "alpha")
+        guest = linux_guest(lab, image, options.load_mib, options.load_rate_mib, addresses)
+        ip4 = addresses[0].partition("/")[0]
+        before = {host: lab.snapshot_host(host) for host in ("alpha", far)}
         say(f"booting {GUEST} on alpha")
         start(lab, "alpha", guest)
         results = []
-        with probing(lab, GUEST_IP4) as probe:
-            for destination in ("beta", "alpha"):
+        with probing(lab, ip4) as probe:
+            for destination in (far, "alpha"):
                 say(f"\n$ qmigrate migrate {GUEST} {destination}")
-                result = move(lab, probe, destination, options.migrate)
+                result = move(lab, probe, destination, options.migrate, address=ip4)
                 results.append(result)
                 say(_sentences(result))
                 if result["exit"] not in (0, 8):
                     break
-        left = left_behind(before["beta"], lab.snapshot_host("beta"))
+        left = left_behind(before[far], lab.snapshot_host(far))
         if results[-1]["destination"] == "alpha" and left:
-            say("left on beta: " + "; ".join(left))
+            say(f"left on {far}: " + "; ".join(left))
         good = len(results) == 2 and not left and all(map(_good, results))
         if options.as_json:
             json.dump(results, sys.stdout, indent=1)
@@ -268,8 +298,9 @@ def _sentences(result: dict[str, Any]) -> str:
 
     tcp, memory = checks["tcp"], checks["memory"]
     problem = result["seen"]["problem"]
+    way = f"; its network goes through {result['tunnel']}" if result.get("tunnel") else ""
     lines = [
-        f"moved in {result['wall_s']:.2f} s; blackout {ms(result['blackout_ms'])}",
+        f"moved in {result['wall_s']:.2f} s; blackout {ms(result['blackout_ms'])}{way}",
         f"QEMU's own downtime: {result['qemu']['downtime_ms']} ms",
         f"seen from the client: {outage['lost_probes']} probes lost, {ms(outage['lost_ms'])}",
         f"longest silence {ms(outage['longest_gap_ms'])}, noise {ms(outage['noise_floor_ms'])}",
