@@ -23,7 +23,7 @@ _ABS, _MEM = 0x20, 0x60
 _LDX, _ST, _STX = 0x01, 0x02, 0x03
 _ALU, _ALU64, _JMP, _JMP32 = 0x04, 0x07, 0x05, 0x06
 _REGISTER = 0x08  # the second operand is one
-_ADD, _AND, _RSH, _XOR, _MOV, _END = 0x00, 0x50, 0x70, 0xA0, 0xB0, 0xD0
+_ADD, _AND, _RSH, _NEG, _XOR, _MOV, _END = 0x00, 0x50, 0x70, 0x80, 0xA0, 0xB0, 0xD0
 _JA, _JEQ, _JGT, _JSET, _JNE, _JLT, _CALL, _EXIT = (
     0x00, 0x10, 0x20, 0x40, 0x50, 0xA0, 0x80, 0x90,
 )  # fmt: skip
@@ -135,6 +135,11 @@ def mask(dst: int, imm: int) -> Op:
 def flip(dst: int, imm: int) -> Op:
     """Return ``dst ^= imm``."""
     return Op(_ALU64 | _XOR, dst, imm=imm)
+
+
+def negate(dst: int) -> Op:
+    """Return ``dst = -dst``."""
+    return Op(_ALU64 | _NEG, dst)
 
 
 def shift_right(dst: int, bits: int) -> Op:

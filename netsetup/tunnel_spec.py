@@ -80,7 +80,8 @@ class TunnelSpec:
     remote: Address
     home: Home
     end: End
-    key: int  # tells tunnels between the same two addresses apart: VNI, GRE key
+    # Tells tunnels between the same two addresses apart: VNI, GRE key. A GRE may have none, 0.
+    key: int
     mtu_bytes: int = 1500  # of the guests
     manner: Manner = Manner.WHOLE
     tag: Tag = Tag()
@@ -88,6 +89,9 @@ class TunnelSpec:
     udp_port: int = VXLAN_PORT
     # Nothing passes from one tunnel of the home bridge to another: split horizon.
     isolated: bool = True
+    # What the path between the hosts takes; None: what the underlay's interface does.
+    path_mtu_bytes: int | None = None
+    reversed_header: bool = False  # of EtherIP: what old BSDs and NetBSD send
 
     def __post_init__(self) -> None:
         if self.local.version != self.remote.version or self.local == self.remote:
@@ -97,11 +101,16 @@ class TunnelSpec:
                 raise UsageError(f"{address} is no host's address")
         if self.manner is Manner.LOST:
             raise UsageError("frames of the guest's size would be lost in this tunnel")
-        if not 1 <= self.key <= MAX_KEY:
+        if not (self.kind != "gretap") <= self.key <= MAX_KEY:
             raise UsageError(f"a tunnel's key is 1 to {MAX_KEY}, not {self.key}")
         if not MIN_MTU_BYTES <= self.mtu_bytes <= MAX_MTU_BYTES:
             raise UsageError(
                 f"a tunnel's MTU is {MIN_MTU_BYTES} to {MAX_MTU_BYTES} bytes, not {self.mtu_bytes}"
+            )
+        path = self.path_mtu_bytes
+        if path is not None and not MIN_MTU_BYTES <= path <= MAX_MTU_BYTES:
+            raise UsageError(
+                f"a path's MTU is {MIN_MTU_BYTES} to {MAX_MTU_BYTES} bytes, not {path}"
             )
         if not 1 <= self.udp_port <= 65535:
             raise UsageError(f"{self.udp_port} is no UDP port")
@@ -161,6 +170,8 @@ class Tunnel:
     taps: tuple[str, ...] = ()  # other ports of the private bridge: guests live there
     problems: tuple[str, ...] = field(default=())
     notes: tuple[str, ...] = field(default=())
+    path_mtu_bytes: int | None = None
+    reversed_header: bool = False
 
     @property
     def needed(self) -> bool:
@@ -272,6 +283,8 @@ def spec_of(tunnel: Tunnel) -> TunnelSpec | None:
         guests=tunnel.guests,
         udp_port=tunnel.udp_port or VXLAN_PORT,
         isolated=tunnel.isolated is not False,
+        path_mtu_bytes=tunnel.path_mtu_bytes,
+        reversed_header=tunnel.reversed_header,
     )
 
 
