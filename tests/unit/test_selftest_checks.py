@@ -20,6 +20,7 @@ WELL = Evidence(
     unstruck=(),
     migrate=Said(0),
     watch=None,
+    resolve=None,
     moved_while_held="",
     where=(("beta", "running"),),
     overlap="",
@@ -53,6 +54,7 @@ def test_what_is_well_is_not_complained_about() -> None:
         (MOVED, {"left": ("alpha: files: /run/qmigrate/jobs/x",)}, "jobs/x"),
         (ENDED, {"migrate": replace(ERROR, code=9)}, "found beta running"),
         (LEFT_ALONE, {"migrate": None, "watch": Said(7)}, "watch ended with 7"),
+        (MOVED, {"resolve": Said(7)}, "resolve ended with 7"),
         (
             BACK,
             {"migrate": replace(ERROR, next_step=None), "where": (("alpha", "running"),)},

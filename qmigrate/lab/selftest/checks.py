@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from qmigrate.lab.selftest.cells import Cell, End, Ending
 
 UNKNOWN = 7  # the exit code of one who cannot know (DESIGN §6)
+NOBODY = 4  # of `resolve`: there is no such guest, and nothing of it
 RUNNING = "running"
 NO_ERROR = (3, 8)  # what says more than one thing, each with its host: findings, leftovers
 
@@ -30,6 +31,7 @@ class Evidence:
     unstruck: tuple[str, ...]  # points that no agent has said to have come to
     migrate: Said | None  # None: its controller was killed
     watch: Said | None  # asked where the controller could not know; None: it was not
+    resolve: Said | None  # asked where it was to be; None: it was not
     moved_while_held: str  # which copy ran before the path was there again; "" if none
     where: tuple[tuple[str, str], ...]  # host and run state of every copy of the guest
     overlap: str  # see `traces.overlap`
@@ -89,6 +91,14 @@ def _code(here: list[Ending], seen: Evidence) -> Iterator[str]:
         if seen.watch.code not in fitting:
             said = f"{seen.watch.code}, not {_any(fitting)}: {seen.watch.what}"
             yield f"watch ended with {said}"
+
+    if seen.resolve is not None:
+        ended = any(ending.end is End.ENDED for ending in here)
+        fitting = {0, NOBODY, 9} if ended else {0}
+        if seen.resolve.code not in fitting:
+            yield (
+                f"resolve ended with {seen.resolve.code}, not {_any(fitting)}: {seen.resolve.what}"
+            )
 
 
 def _any(codes: set[int]) -> str:

@@ -31,6 +31,7 @@ class Play:
     job: str = ""
     moved: Moved | None = None  # None: its controller was killed
     watched: Moved | None = None
+    resolved: Moved | None = None
     moved_while_held: str = ""
     mend: Callable[[], None] = lambda: None
 
@@ -162,13 +163,23 @@ class Ground(ABC):
         if cell.held or cell.stroke in POWER or cell.stroke is Stroke.CUT_CABLE:
             play.mend()
         if cell.held or cell.left:
-            places = dict(zip(("source", "destination"), play.way, strict=True))
-            more = [word.format(**places) for word in cell.resolve]
-            self.run("resolve", play.at_source, *more, "--json")
+            self._resolve(play)
         lost = play.moved is None or (play.moved.code == UNKNOWN and cell.stroke not in POWER)
         if lost:
             play.watched = self.run("watch", play.at_source, "--json")
         play.mend()
+
+    def _resolve(self, play: Play) -> None:
+        """Let it do what is safe by itself; then say what only a person knows, if that is due."""
+        source, destination = play.way
+        where = ("--source", source, "--destination", destination)
+        words = ("resolve", self.guest(play.cell), *where, "--json")
+        play.resolved = self.run(*words)
+        if play.resolved.code == UNKNOWN and play.cell.resolve:
+            known = [
+                word.format(source=source, destination=destination) for word in play.cell.resolve
+            ]
+            play.resolved = self.run(*words, *known)
 
     def clean_up(self, play: Play) -> None:
         """Do what a person would do about what a cell is said to leave."""
@@ -184,6 +195,7 @@ class Ground(ABC):
             unstruck=tuple(_unstruck(play.cell.points, self.logs())),
             migrate=said(play.moved),
             watch=said(play.watched),
+            resolve=said(play.resolved),
             moved_while_held=play.moved_while_held,
             where=seen.where,
             overlap=self.overlap(),

@@ -37,9 +37,14 @@ def _row(
     where: Mapping[Phase, str],
     ends: Mapping[Phase, Ends],
 ) -> Iterator[Cell]:
-    """Yield a cell a phase in which an agent does `action`."""
+    """Yield a cell a phase in which an agent does `action`.
+
+    A copy that is to come to nothing is made too slow to end before its fault is felt.
+    """
     for phase, expected in ends.items():
-        yield Cell(victim, fault, phase, expected, (f"{where[phase]}:{action}",))
+        options = SLOW if phase is P.COPY and expected == BACK else ()
+        points = (f"{where[phase]}:{action}",)
+        yield Cell(victim, fault, phase, expected, points, options=options)
 
 
 def _qemu() -> Iterator[Cell]:
@@ -101,6 +106,7 @@ def _qemu() -> Iterator[Cell]:
         UNKNOWN_BACK,
         (f"{DESTINATION[P.GO]}:{A.KILL_QEMU}",),
         held=True,
+        left=True,
         resolve=("--resume-source-anyway",),
     )
     yield from _row(
@@ -233,7 +239,9 @@ def _guardians() -> Iterator[Cell]:
         (P.FINISH, UNKNOWN_MOVED, False),
     ):
         points = (f"{DESTINATION[phase]}:{A.KILL_BOTH}",)
-        yield Cell(V.DESTINATION_BOTH, F.KILL, phase, ends, points, held=held, left=True)
+        options = SLOW if phase is P.COPY else ()
+        victim = (V.DESTINATION_BOTH, F.KILL, phase, ends, points)
+        yield Cell(*victim, held=held, left=True, options=options)
 
 
 def _with_tcp() -> Iterator[Cell]:
