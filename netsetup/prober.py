@@ -15,6 +15,7 @@ from functools import partial
 
 import trio
 
+from netsetup import segment_sysfs
 from netsetup.errors import UsageError
 from netsetup.frames import mac_text, parse_mac
 from netsetup.packets import CONTROL_BYTES, listen, stripped_vlan
@@ -160,6 +161,9 @@ class Prober:
         heard = self._ledger.heard()
         ways = {h.interface for h in heard if h.place is Place.INTERFACE}
         if well:
+            told = segment_sysfs.describe_ways(self._facts, ways, guest_mac=guest_mac)
+            if told is not None:
+                return told
             work = partial(describe_ways, facts=self._facts, names=ways, guest_mac=guest_mac)
         else:
             work = partial(describe_segment, bridge=bridge, names=ways, guest_mac=guest_mac)
@@ -290,8 +294,10 @@ async def open_prober(
     `RefusedError`, `UsageError`.
     """
     check_nonce(nonce)
-    doing = f"describe {segment.bridge}"
-    facts = await rtnl.run(doing, lambda ip: describe_bridge(ip, segment.bridge))
+    facts = segment_sysfs.describe_bridge(segment.bridge)
+    if facts is None:
+        doing = f"describe {segment.bridge}"
+        facts = await rtnl.run(doing, lambda ip: describe_bridge(ip, segment.bridge))
     if view is None:
         view = choose_view(facts, isolated=isolated, mtu_bytes=mtu_bytes)
     with ExitStack() as stack:

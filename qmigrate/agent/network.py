@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from netsetup import homes
+from netsetup import homes, segment_sysfs
 from netsetup.errors import NetsetupError
 from netsetup.links import IFF_UP, pvid_of
 from netsetup.rtnl import Rtnl
-from netsetup.tunnel_spec import GROUP, Part, Tunnel, mark_of
+from netsetup.tunnel_spec import GROUP, Part, Tunnel, mark_of, part_named
 from qmigrate.agent import host
 from qmigrate.agent.protocol import structure_untrusted
 from qmigrate.agent.requests import OnNetwork
@@ -105,7 +105,10 @@ async def get_network(ctx: AgentContext, _request: GetNetwork) -> NetworkHere:
     """Answer `GetNetwork`."""
     network = await ctx.shared.once(open_network)
     with as_host_errors():
-        bridges, ports, marked = await network.rtnl.run("describe the bridges", _bridges)
+        told = _bridges_in_sysfs()
+        if told is None:
+            told = await network.rtnl.run("describe the bridges", _bridges)
+        bridges, ports, marked = told
         tunnels: tuple[Tunnel, ...] = ()
         if marked:
             from netsetup.tunnels import list_tunnels  # 30 ms that most hosts need not wait
@@ -148,6 +151,36 @@ def home_here(home: homes.Home) -> Home:
 def home_there(home: Home) -> homes.Home:
     """Return our home as netsetup's; raise its `UsageError` for one that cannot be."""
     return homes.Home(home.host, home.bridge, home.vlan)
+
+
+def _bridges_in_sysfs() -> tuple[tuple[BridgeHere, ...], tuple[Port, ...], bool] | None:
+    """Return the same as `_bridges`; None where only netlink tells, as of VLANs."""
+    bridges: list[BridgeHere] = []
+    ports: list[Port] = []
+    try:
+        for name in segment_sysfs.bridges():
+            found = segment_sysfs.describe_bridge(name)
+            if found is None:
+                return None
+            # A private bridge is marked by an alias that only its name lets expect.
+            part = part_named(name)
+            private = part is not None and part[1] is Part.BRIDGE
+            bridges.append(BridgeHere(name, found.mtu_bytes, found.up, found.stp, private))
+            for port in map(segment_sysfs.describe_port, segment_sysfs.ports_of(name)):
+                home = homes.home_of(port.alias)
+                ports.append(
+                    Port(
+                        name=port.name,
+                        bridge=name,
+                        mtu_bytes=port.mtu_bytes,
+                        tap=port.kind == "tun",
+                        isolated=port.isolated,
+                        home=None if home is None else home_here(home),
+                    )
+                )
+        return tuple(bridges), tuple(ports), segment_sysfs.has_group(GROUP)
+    except (OSError, ValueError):
+        return None
 
 
 def _bridges(ip: Any) -> tuple[tuple[BridgeHere, ...], tuple[Port, ...], bool]:
