@@ -48,6 +48,7 @@ class Context:
     out: Output
     config: str | None = None
     ssh_config: str | None = None
+    ssh: str | None = None
     verbose: int = 0
     debug: bool = False
     interrupts: Interrupts = field(default_factory=Interrupts)
@@ -56,4 +57,4 @@ class Context:
         """Read the inventory; raises `ConfigError` with every fault in it."""
         from qmigrate.controller.inventory import load
 
-        return load(config=self.config, ssh_config=self.ssh_config)
+        return load(config=self.config, ssh_config=self.ssh_config, ssh_client=self.ssh)

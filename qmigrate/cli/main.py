@@ -96,6 +96,7 @@ def context_of(args: argparse.Namespace, out: Output) -> Context:
         out=out,
         config=getattr(args, "config", None),
         ssh_config=getattr(args, "ssh_config", None),
+        ssh=getattr(args, "ssh", None),
         verbose=getattr(args, "verbose", 0),
         debug=getattr(args, "debug", False),
         interrupts=Interrupts(),

@@ -99,6 +99,11 @@ def common_options() -> Parser:
     group.add_argument("--json", action="store_true", help="one JSON object instead of text")
     config = group.add_argument("--config", metavar="FILE", help="inventory to read")
     ssh = group.add_argument("--ssh-config", metavar="FILE", help="ssh configuration, as ssh -F")
+    group.add_argument(
+        "--ssh",
+        choices=("auto", "paramiko", "openssh"),
+        help="who speaks SSH; openssh: your own ssh, with its tokens, certificates and masters",
+    )
     group.add_argument("-v", "--verbose", action="count", help="tell more; -vv even more")
     group.add_argument("--debug", action="store_true", help="tracebacks and the libraries' logs")
     group.add_argument("--no-color", action="store_true", help="no colour, as NO_COLOR=1")

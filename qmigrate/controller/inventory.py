@@ -18,7 +18,7 @@ from qmigrate.controller.inventory_file import (
 )
 from qmigrate.controller.inventory_text import find, is_there, read
 from qmigrate.core.errors import UsageError
-from qmigrate.core.model import HostSpec
+from qmigrate.core.model import HostSpec, SshClient
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ class Inventory:
     guests: tuple[GuestSpec, ...] = ()
     defaults: Defaults = field(default_factory=Defaults)
     ssh_config: str | None = None  # for hosts that are named on the command line only
+    ssh_client: SshClient = SshClient.AUTO  # for those too
 
     def host(self, word: str) -> HostSpec:
         """Return the host that `word` means; raises `UsageError` if it cannot be one.
@@ -45,7 +46,7 @@ class Inventory:
         fault = destination_fault(word)
         if fault:
             raise UsageError(f"{word!r} is not a host: {fault}", next_step=self.suggestion(word))
-        return HostSpec(word, word, self.ssh_config)
+        return HostSpec(word, word, self.ssh_config, ssh_client=self.ssh_client)
 
     def select(self, words: Iterable[str]) -> tuple[HostSpec, ...]:
         """Return the named hosts, each once; without names all there are, else this machine."""
@@ -61,8 +62,12 @@ class Inventory:
         return did_you_mean(word, (spec.name for spec in self.hosts))
 
 
-def load(*, config: str | None = None, ssh_config: str | None = None) -> Inventory:
+def load(
+    *, config: str | None = None, ssh_config: str | None = None, ssh_client: str | None = None
+) -> Inventory:
     """Read the inventory, empty if there is none; `ssh_config` is ssh's ``-F`` for every host.
+
+    `ssh_client` is a word of `SshClient` and beats what the inventory says.
 
     Raises `ConfigError` with every fault, and `UsageError` if `ssh_config` is not a file.
     """
@@ -71,7 +76,18 @@ def load(*, config: str | None = None, ssh_config: str | None = None) -> Invento
         raise UsageError(f"{ssh_config}: no such ssh configuration file")
     path = find(config)
     if path is None:
-        return Inventory(ssh_config=ssh_config)
+        return Inventory(ssh_config=ssh_config, ssh_client=SshClient(ssh_client or "auto"))
     found = parse(read(path), name=str(path))
-    hosts = (replace(h, ssh_config=ssh_config) if h.ssh else h for h in found.hosts)
-    return Inventory(str(path), tuple(hosts), found.guests, found.defaults, ssh_config)
+
+    def by(host: HostSpec) -> HostSpec:
+        client = SshClient(ssh_client) if ssh_client else host.ssh_client
+        return replace(host, ssh_config=ssh_config, ssh_client=client) if host.ssh else host
+
+    return Inventory(
+        str(path),
+        tuple(map(by, found.hosts)),
+        found.guests,
+        found.defaults,
+        ssh_config,
+        SshClient(ssh_client or "auto"),
+    )

@@ -6,6 +6,7 @@
     ssh = "root@192.0.2.10"                         # else the name itself, through ~/.ssh/config
     python = "/usr/bin/python3.12"                  # else the newest python3 found there
     sudo = true                                     # `sudo -n` if the login is not root
+    ssh_client = "openssh"                          # else paramiko, where that can do it
     migration_addresses = ["10.0.0.10"]             # tried first by the link
     port_range = [49152, 49215]                     # else the kernel's choice
 
@@ -31,10 +32,11 @@ from typing import Any, TypeVar
 
 from qmigrate.controller.inventory_text import read_toml
 from qmigrate.core.errors import ConfigError
-from qmigrate.core.model import HostSpec
+from qmigrate.core.model import HostSpec, SshClient
 from qmigrate.core.quantities import parse_rate
 
 LOCAL_NAMES = ("localhost", "local")  # this machine, without SSH
+SSH_CLIENTS = tuple(str(client) for client in SshClient)
 
 KeyPath = tuple[str | int, ...]
 T = TypeVar("T")
@@ -49,6 +51,7 @@ class HostEntry:
     sudo: bool = True
     migration_addresses: tuple[str, ...] = ()
     port_range: tuple[int, int] | None = None
+    ssh_client: str = SshClient.AUTO
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +238,8 @@ def _host_faults(hosts: list[tuple[str, HostEntry]]) -> Iterator[tuple[KeyPath, 
         seen_destinations.setdefault(destination, name)
         if entry.python is not None and (not entry.python or re.search(r"\s|^-", entry.python)):
             yield (*at, "python"), f"{entry.python!r} is not the name or path of an interpreter"
+        if entry.ssh_client not in SSH_CLIENTS:
+            yield (*at, "ssh_client"), f"{entry.ssh_client!r} is none of: {', '.join(SSH_CLIENTS)}"
         yield from _address_faults((*at, "migration_addresses"), entry.migration_addresses)
         if entry.port_range is not None:
             first, last = entry.port_range
@@ -286,7 +291,13 @@ def _address_faults(path: KeyPath, addresses: tuple[str, ...]) -> Iterator[tuple
 def _spec(name: str, entry: HostEntry) -> HostSpec:
     ssh = None if name in LOCAL_NAMES else entry.ssh or name
     return HostSpec(
-        name, ssh, None, entry.python, entry.sudo, entry.migration_addresses, entry.port_range
+        name,
+        ssh,
+        python=entry.python,
+        sudo=entry.sudo,
+        migration_addresses=entry.migration_addresses,
+        port_range=entry.port_range,
+        ssh_client=SshClient(entry.ssh_client),
     )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import trio
 
 from qmigrate.controller.openssh import UNKNOWN_HOST_ACCEPTED, SshConfig, capture
-from qmigrate.core.errors import HostKeyError, NeedsOpensshError
+from qmigrate.core.errors import HostError, HostKeyError, NeedsOpensshError
 
 ALGORITHMS = {"ssh-rsa": ("rsa-sha2-512", "rsa-sha2-256")}  # key type → what may be negotiated
 
@@ -65,10 +65,19 @@ def judge(kind: str, blob: bytes, known: KnownKeys) -> tuple[Verdict, tuple[Know
     As OpenSSH's `check_key_in_hostkeys`: revoked beats all, and a name with port that is known by
     another key is not saved by the bare name.
     """
+    return judge_print(kind, fingerprint(blob), known)
+
+
+def judge_print(kind: str, offered: str, known: KnownKeys) -> tuple[Verdict, tuple[KnownKey, ...]]:
+    """Return the same of a key of which only the fingerprint is known, as ssh tells it."""
     everything = known.by_port + known.by_name
-    if revoked := [k for k in everything if k.marker == "@revoked" and k.blob == blob]:
+
+    def is_it(key: KnownKey) -> bool:
+        return fingerprint(key.blob) == offered
+
+    if revoked := [k for k in everything if k.marker == "@revoked" and is_it(k)]:
         return Verdict.REVOKED, tuple(revoked)
-    if same := [k for k in known.plain if k.blob == blob]:
+    if same := [k for k in known.plain if is_it(k)]:
         return Verdict.KNOWN, tuple(same)
     if changed := [k for k in known.plain if k.kind == kind]:
         return Verdict.CHANGED, tuple(changed)
@@ -138,7 +147,25 @@ def accept_or_raise(conf: SshConfig, kind: str, blob: bytes, known: KnownKeys) -
     revoked key is refused whatever the configuration says.
     """
     verdict, lines = judge(kind, blob, known)
-    offered = f"{kind} {fingerprint(blob)}"
+    if verdict is Verdict.KNOWN:
+        return False
+    if verdict is Verdict.UNKNOWN and conf.strict in UNKNOWN_HOST_ACCEPTED:
+        return True
+    line = known_hosts_line(conf, kind, blob)
+    raise host_key_error(conf, verdict, lines, f"{kind} {fingerprint(blob)}", line)
+
+
+def host_key_error(
+    conf: SshConfig,
+    verdict: Verdict,
+    lines: Sequence[KnownKey],
+    offered: str,
+    line: str | None = None,
+) -> HostError:
+    """Return why an offered key is not accepted: `lines` decided, `line` would make it known.
+
+    `NeedsOpensshError` where only a certificate could prove the host.
+    """
     places = ", ".join(k.place for k in lines)
     name, login = conf.port_name, shlex.join(conf.command)
     look = "compare it on the host's own console: ssh-keygen -lf /etc/ssh/ssh_host_*_key.pub"
@@ -147,11 +174,7 @@ def accept_or_raise(conf: SshConfig, kind: str, blob: bytes, known: KnownKeys) -
         for file in dict.fromkeys(k.place.rpartition(":")[0] for k in lines)
     )
     match verdict:
-        case Verdict.KNOWN:
-            return False
-        case Verdict.UNKNOWN if conf.strict in UNKNOWN_HOST_ACCEPTED:
-            return True
-        case Verdict.UNKNOWN:
+        case Verdict.KNOWN | Verdict.UNKNOWN:
             what = f"{name} is not in known_hosts; it offered {offered}"
             fix = f"{look}, then add it: {login}"
         case Verdict.CHANGED:
@@ -160,15 +183,21 @@ def accept_or_raise(conf: SshConfig, kind: str, blob: bytes, known: KnownKeys) -
         case Verdict.OTHER_KIND:
             kinds = ", ".join(dict.fromkeys(k.kind for k in lines))
             what = f"{name} is known by {kinds} only ({places}); it offered {offered}"
-            fix = f"{look}; if it is right, add: {known_hosts_line(conf, kind, blob)}"
+            fix = f"{look}; if it is right, add: {line or login}"
         case Verdict.REVOKED:
             what = f"the host key of {name} is revoked ({places}): {offered}"
             fix = "do not connect; the owner of the host must give it another key"
         case Verdict.AUTHORITY:
             what = f"{name} is known by a certificate authority ({places}): paramiko checks none"
-            fix = f"add the host's own key: {known_hosts_line(conf, kind, blob)}"
-            raise NeedsOpensshError(what, phase="connect", next_step=fix)
-    raise HostKeyError(what, phase="connect", next_step=fix)
+            fix = f"leave it to ssh (--ssh auto), or add the host's own key: {line or login}"
+            return NeedsOpensshError(what, phase="connect", next_step=fix)
+    return HostKeyError(what, phase="connect", next_step=fix)
+
+
+def only_by_authority(known: KnownKeys) -> bool:
+    """Tell whether only a certificate can prove the host: an authority is known, no key is."""
+    everything = known.by_port + known.by_name
+    return not known.plain and any(k.marker == "@cert-authority" for k in everything)
 
 
 def known_hosts_line(conf: SshConfig, kind: str, blob: bytes) -> str:

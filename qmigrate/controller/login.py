@@ -26,8 +26,9 @@ from qmigrate.controller.known_hosts import (
     known_hosts_line,
     order_algorithms,
 )
+from qmigrate.controller.login_words import MAX_TRIES, login_refused
 from qmigrate.controller.openssh import SshConfig, expand_path
-from qmigrate.core.errors import LoginError, NeedsOpensshError, UnreachableError
+from qmigrate.core.errors import HostError, NeedsOpensshError, UnreachableError
 
 KEX_DEADLINE_S = 20  # banner and key exchange; a loaded sshd forks and generates first
 AUTH_DEADLINE_S = 60  # an ssh-agent may wait for a touch or a confirmation
@@ -78,6 +79,7 @@ class Keys:
 
     tried: list[str] = field(default_factory=list)  # sentences, for the error message
     passphrase: list[str] = field(default_factory=list)  # files that ssh-add must open first
+    fido: bool = False  # one of them only OpenSSH can use
 
     def offers(
         self, conf: SshConfig, agent: SshAgent | None
@@ -104,7 +106,9 @@ class Keys:
         except (paramiko.PasswordRequiredException, TypeError):
             self.passphrase.append(path)  # TypeError: cryptography's word for "no password given"
         except (paramiko.SSHException, ValueError, OSError, UnknownKeyType) as exc:
-            kind = "a FIDO key, for OpenSSH or an ssh-agent only" if "_sk" in path else str(exc)
+            is_fido = _public_type(path).startswith("sk-")
+            self.fido = self.fido or is_fido
+            kind = "a FIDO key, for OpenSSH or an ssh-agent only" if is_fido else str(exc)
             self.tried.append(f"{path} (not readable: {kind:.80})")
         else:
             return key
@@ -117,6 +121,13 @@ def _public_blob(path: str) -> bytes | None:
         return base64.b64decode(Path(name).read_text(encoding="utf-8").split()[1])
     except (OSError, IndexError, UnicodeDecodeError, binascii.Error):
         return None
+
+
+def _public_type(path: str) -> str:
+    try:
+        return Path(path + ".pub").read_text(encoding="utf-8").split()[0]
+    except (OSError, IndexError, UnicodeDecodeError):
+        return ""
 
 
 def _restrict(transport: Connection, conf: SshConfig, known: KnownKeys) -> None:
@@ -179,8 +190,7 @@ def log_in(transport: Connection, conf: SshConfig) -> None:
                 methods = wanted
                 break
             if not transport.is_active():
-                why = "the host ended the login (its MaxAuthTries?)"
-                raise _refused(conf, keys, methods, why)
+                raise _refused(conf, keys, methods, MAX_TRIES)
     finally:
         if agent:
             agent.close()
@@ -211,20 +221,13 @@ def _offer(
         return None
 
 
-def _refused(conf: SshConfig, keys: Keys, methods: list[str], why: str | None) -> LoginError:
-    who = f"{conf.user}@{conf.hostname}"
-    tried = "; ".join(keys.tried) or "no key"
-    if why is None and {"password", "keyboard-interactive"} & set(methods):
-        why = "it would ask for a password, which qmigrate never does"
-    locked = [f"{path} needs its passphrase" for path in keys.passphrase]
-    reasons = "; ".join([*([why] if why else []), *locked])
-    what = f"{who} lets nobody in with what was tried: {tried}" + (
-        f" ({reasons})" if reasons else ""
-    )
-    if keys.passphrase:
-        fix = f"ssh-add {keys.passphrase[0]}"
-    elif why and "MaxAuthTries" in why:
-        fix = "name the one key: IdentityFile and IdentitiesOnly yes in ~/.ssh/config"
+def _refused(conf: SshConfig, keys: Keys, methods: list[str], why: str | None) -> HostError:
+    """Return why nobody is let in, or that OpenSSH could still try what we cannot."""
+    error = login_refused(conf, tried=keys.tried, locked=keys.passphrase, methods=methods, why=why)
+    if conf.gssapi and any(method.startswith("gssapi") for method in methods):
+        what = f"{error.problem.what}; it would take Kerberos"
+    elif keys.fido:
+        what = f"{error.problem.what}; a FIDO key is left to try"
     else:
-        fix = f"ssh-copy-id {conf.destination}, or name a key in ~/.ssh/config (IdentityFile)"
-    return LoginError(what, phase="connect", next_step=fix)
+        return error
+    return NeedsOpensshError(what, phase="connect", next_step="leave it to ssh: --ssh auto")

@@ -49,6 +49,8 @@ class SshConfig:
     host_key_algorithms: tuple[str, ...]
     public_key_login: bool
     needs: tuple[tuple[str, str], ...]  # keywords that only OpenSSH can act on, with their value
+    gssapi: bool = False
+    control_path: str | None = None  # where a ControlMaster would listen
 
     @property
     def port_name(self) -> str:
@@ -155,11 +157,17 @@ def parse_ssh_g(text: str, destination: str, file: str | None) -> SshConfig:
             for keyword, word in _OPENSSH_ONLY.items()
             if (value := first(keyword) or "no") != "no"
         ),
+        gssapi=first("gssapiauthentication") == "yes",
+        control_path=first("controlpath"),
     )
     if not key_alias:
         return conf
     tokens = tokens_of(conf, pwd.getpwuid(os.getuid()))  # it may hold tokens of the others
-    return replace(conf, host_key_alias=_expand(key_alias, tokens).lower())
+    try:
+        return replace(conf, host_key_alias=_expand(key_alias, tokens).lower())
+    except NeedsOpensshError:
+        needs = (*conf.needs, ("HostKeyAlias", key_alias))
+        return replace(conf, host_key_alias=key_alias.lower(), needs=needs)
 
 
 _OPENSSH_ONLY = {
@@ -171,8 +179,14 @@ _OPENSSH_ONLY = {
 }
 
 
-def needs_openssh(conf: SshConfig) -> str | None:
-    """Return why only OpenSSH itself can make this connection, or None if we can."""
+def needs_openssh(conf: SshConfig, *, has_master: bool = False) -> str | None:
+    """Return why only OpenSSH itself can make this connection, or None if we can.
+
+    `has_master`: something listens at ControlPath. Its user has logged in there already, perhaps
+    with a token or a one-time password that we could not give.
+    """
+    if has_master:
+        return f"the ControlMaster at {conf.control_path}"
     for word, value in conf.needs:
         return f"{word} {value}"
     if not conf.public_key_login:

@@ -39,8 +39,9 @@ from qmigrate.agent.requests import (
     ListGuests,
 )
 from qmigrate.controller.payload import Payload, load_payload
-from qmigrate.controller.session import LoginTimings, Session, one_error, open_session
+from qmigrate.controller.session import Session, one_error, open_session
 from qmigrate.controller.start import Lines, Start, StartSteps, last_words
+from qmigrate.controller.timings import LoginTimings
 from qmigrate.core.errors import AgentLostError, HostError, ProtocolError, QmigrateError
 from qmigrate.core.model import GuestDetail, HostFacts, HostSpec
 

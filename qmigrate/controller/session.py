@@ -1,24 +1,28 @@
 """A way to run commands on a host: over SSH, or on this machine without.
 
-Both kinds of `Session` do one thing, `run(argv)`. Errors are `HostError`s with phase "connect".
+Over SSH by paramiko, which is the quicker; by the system's ssh where only that can do what the
+user's configuration asks, or where the user says so. Every `Session` does one thing, `run(argv)`.
+Errors are `HostError`s with phase "connect".
 """
 
 import shlex
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from qmigrate.controller.known_hosts import KnownKeys, find_known_keys
+from qmigrate.controller.known_hosts import KnownKeys, find_known_keys, only_by_authority
 from qmigrate.controller.openssh import SshConfig, needs_openssh, proxy_argv, resolve
+from qmigrate.controller.openssh_session import OpensshSession
 from qmigrate.controller.streams import ChannelStream, CommandStream, ProcessStream
+from qmigrate.controller.timings import LoginTimings
 from qmigrate.core.errors import HostError, NeedsOpensshError, QmigrateError, UnreachableError
-from qmigrate.core.model import HostSpec
+from qmigrate.core.model import HostSpec, SshClient
 
 if TYPE_CHECKING:
     from qmigrate.controller.login import Connection
@@ -28,15 +32,6 @@ CHANNEL_DEADLINE_S = 20  # sshd forks and starts the login shell
 KEEPALIVE_S = 5  # between questions
 KEEPALIVE_ANSWER_S = 15  # a host that says nothing for so long is taken for dead
 LAST_WORDS_S = 1  # a proxy that has just died still has something to say
-
-
-@dataclass(frozen=True, slots=True)
-class LoginTimings:
-    """Where a login's time went."""
-
-    resolve_s: float = 0.0  # ssh -G, ssh-keygen -F, the import of paramiko
-    connect_s: float = 0.0  # TCP and key exchange
-    auth_s: float = 0.0
 
 
 class Session(Protocol):
@@ -159,7 +154,7 @@ async def open_session(spec: HostSpec) -> AsyncIterator[Session]:
                 if spec.ssh is None:
                     yield LocalSession(nursery)
                 else:
-                    async with _open_ssh(spec.ssh, spec.ssh_config, nursery) as session:
+                    async with _open_ssh(spec.ssh, spec, nursery) as session:
                         yield session
             except HostError as exc:
                 raise exc.at(host=spec.name) from exc.__cause__
@@ -169,10 +164,35 @@ async def open_session(spec: HostSpec) -> AsyncIterator[Session]:
 
 @asynccontextmanager
 async def _open_ssh(
-    destination: str, file: str | None, nursery: trio.Nursery
-) -> AsyncIterator[SshSession]:
+    destination: str, spec: HostSpec, nursery: trio.Nursery
+) -> AsyncIterator[Session]:
     began = perf_counter()
-    conf, known = await _prepare(destination, file)
+    client = spec.ssh_client
+    if client is SshClient.OPENSSH:
+        conf = await resolve(destination, spec.ssh_config)
+        yield OpensshSession(conf, nursery, perf_counter() - began)
+        return
+    async with AsyncExitStack() as stack:
+        session: Session
+        try:
+            conf, known, reason = await _prepare(destination, spec.ssh_config)
+            if reason:
+                what = f"the ssh configuration of {destination} wants {reason}"
+                fix = "leave it to the system's ssh: --ssh openssh"
+                raise NeedsOpensshError(what, phase="connect", next_step=fix)
+            by_paramiko = _by_paramiko(conf, known, nursery, began)
+            session = await stack.enter_async_context(by_paramiko)
+        except NeedsOpensshError:
+            if client is SshClient.PARAMIKO:
+                raise
+            session = OpensshSession(conf, nursery, perf_counter() - began)
+        yield session
+
+
+@asynccontextmanager
+async def _by_paramiko(
+    conf: SshConfig, known: KnownKeys, nursery: trio.Nursery, began: float
+) -> AsyncIterator[SshSession]:
     resolved = perf_counter()
     async with (
         _transport_socket(conf, nursery) as (sock, proxy),
@@ -187,22 +207,33 @@ async def _open_ssh(
         yield session
 
 
-async def _prepare(destination: str, file: str | None) -> tuple[SshConfig, KnownKeys]:
-    """Read the configuration while paramiko is being imported, which takes longer than a login."""
+async def _prepare(destination: str, file: str | None) -> tuple[SshConfig, KnownKeys, str | None]:
+    """Read the configuration while paramiko is being imported, which takes longer than a login.
+
+    Returns also what only OpenSSH can do of it; then the import is not waited for.
+    """
 
     def load() -> None:
         import qmigrate.controller.login  # noqa: F401
 
+    known = KnownKeys(())
     with one_error():
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(trio.to_thread.run_sync, load)
+            nursery.start_soon(partial(trio.to_thread.run_sync, load, abandon_on_cancel=True))
             conf = await resolve(destination, file)
-            if reason := needs_openssh(conf):
-                what = f"the ssh configuration of {destination} wants {reason}"
-                fix = "give the host an entry in ~/.ssh/config that paramiko can act on"
-                raise NeedsOpensshError(what, phase="connect", next_step=fix)
-            known = await find_known_keys(conf)
-    return conf, known
+            reason = needs_openssh(conf, has_master=await _has_master(conf))
+            if reason is None:
+                known = await find_known_keys(conf)
+                if only_by_authority(known):
+                    reason = "a certificate authority to prove the host"
+            if reason:
+                nursery.cancel_scope.cancel()
+    return conf, known, reason
+
+
+async def _has_master(conf: SshConfig) -> bool:
+    """Tell whether a socket is where a ControlMaster would listen; a dead one ssh passes over."""
+    return bool(conf.control_path) and await trio.Path(conf.control_path or "").is_socket()
 
 
 @asynccontextmanager

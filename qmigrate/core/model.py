@@ -215,6 +215,14 @@ class Finding:
     fix: str
 
 
+class SshClient(StrEnum):
+    """Who speaks SSH for the controller."""
+
+    AUTO = "auto"  # paramiko, or the system's ssh for what only that can do
+    PARAMIKO = "paramiko"
+    OPENSSH = "openssh"
+
+
 @dataclass(frozen=True, slots=True)
 class HostSpec:
     """How the controller reaches a host and what the inventory says of it."""
@@ -226,6 +234,7 @@ class HostSpec:
     sudo: bool = True  # use `sudo -n` when the login is not root
     migration_addresses: tuple[str, ...] = ()  # tried first by the link
     port_range: tuple[int, int] | None = None  # first and last port that the link may listen on
+    ssh_client: SshClient = SshClient.AUTO
 
 
 @dataclass(frozen=True, slots=True)

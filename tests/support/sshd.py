@@ -17,7 +17,7 @@ from pathlib import Path
 
 import trio
 
-from qmigrate.core.model import HostSpec
+from qmigrate.core.model import HostSpec, SshClient
 
 SSHD = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
 PLAIN_USER = "qmtest"
@@ -43,6 +43,7 @@ class Sshd:
     holder: int  # a process that lives in the server's namespace
     host_keys: tuple[str, ...]
     options: list[str] = field(default_factory=list)  # more lines of sshd_config
+    client: SshClient = SshClient.PARAMIKO
     connections: int = 0
 
     @property
@@ -86,6 +87,7 @@ class Sshd:
 
     def spec(self, name: str = "server", **more: object) -> HostSpec:
         """Return how the controller reaches this server."""
+        more.setdefault("ssh_client", self.client)
         return HostSpec(name, name, ssh_config=str(self.config), **more)  # type: ignore[arg-type]
 
     def fake_bin(self, *commands: str, **scripts: str) -> None:
@@ -191,7 +193,11 @@ def _account_files(directory: Path, sudoers: str) -> None:
 
 @asynccontextmanager
 async def running_sshd(
-    directory: Path, *, host_keys: tuple[str, ...] = ("ed25519",), sudoers: str = ""
+    directory: Path,
+    *,
+    host_keys: tuple[str, ...] = ("ed25519",),
+    sudoers: str = "",
+    client: SshClient = SshClient.PARAMIKO,
 ) -> AsyncIterator[Sshd]:
     """Yield a server that root and a plain user may log in to with the key `id`."""
     assert pwd.getpwuid(os.getuid()).pw_name == "root"
@@ -215,7 +221,7 @@ async def running_sshd(
             ready += bytes(chunk)
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         port = listener.socket.getsockname()[1]
-        server = Sshd(directory, port, holder.pid, host_keys)
+        server = Sshd(directory, port, holder.pid, host_keys, client=client)
         server.configure()
         server.know()
         async with trio.open_nursery() as nursery:
