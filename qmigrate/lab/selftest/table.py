@@ -240,8 +240,8 @@ def _guardians() -> Iterator[Cell]:
     ):
         points = (f"{DESTINATION[phase]}:{A.KILL_BOTH}",)
         options = SLOW if phase is P.COPY else ()
-        victim = (V.DESTINATION_BOTH, F.KILL, phase, ends, points)
-        yield Cell(*victim, held=held, left=True, options=options)
+        struck = (V.DESTINATION_BOTH, F.KILL, phase, ends, points)
+        yield Cell(*struck, held=held, left=True, options=options)
 
 
 def _with_tcp() -> Iterator[Cell]:
