@@ -18,7 +18,7 @@ _PREFERRED: Mapping[str, str] = MappingProxyType(
         "etherip": "it has the smallest header",
     }
 )
-_BACKENDS = ("kernel", "ebpf", "relay")  # the cheapest first
+BACKENDS = ("kernel", "ebpf", "relay")  # the cheapest first
 _MANNERS = (Manner.WHOLE, Manner.FRAGMENTS, Manner.TOLD)
 
 
@@ -108,7 +108,7 @@ def choose(
 
 def _backend(side: tuple[Ability, ...], kind: str, family: int) -> str | None:
     able = {a.backend for a in side if (a.kind, a.family, a.why_not) == (kind, family, None)}
-    return next((backend for backend in _BACKENDS if backend in able), None)
+    return next((backend for backend in BACKENDS if backend in able), None)
 
 
 def _why_not(ours: tuple[Ability, ...], theirs: tuple[Ability, ...], kind: str, family: int) -> str:

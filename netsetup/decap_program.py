@@ -169,11 +169,18 @@ def _set_length(inner_at: int) -> Iterator[Line]:
     yield add(R8, ETHERNET_BYTES)
     yield jump_if_register(">", R8, R7, "short")
     yield jump_if("<", R8, inner_at + ETHERNET_BYTES, "short")
+    yield jump_if_register("==", R8, R7, "cut")
+    yield from _change_tail()
+    yield "cut"
     # The kernel takes nothing off a packet of which less than an IPv4 header would be left.
-    yield jump_if(">", R8, inner_at + ETHERNET_BYTES + IPV4_BYTES, "long enough")
-    yield move(R8, inner_at + ETHERNET_BYTES + IPV4_BYTES)
-    yield "long enough"
-    yield jump_if_register("==", R8, R7, "length right")
+    least = inner_at + ETHERNET_BYTES + IPV4_BYTES
+    yield jump_if(">", R8, least - 1, "length right")
+    yield move(R8, least)
+    yield from _change_tail()
+
+
+def _change_tail() -> Iterator[Line]:
+    """Cut the frame to r8 octets, or add zeros."""
     yield copy(R1, R6)
     yield copy(R2, R8)
     yield move(R3, 0)

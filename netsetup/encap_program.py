@@ -102,10 +102,11 @@ class Encapsulation:
 
 def encap_program(tunnel: Encapsulation) -> bytes:
     """Return the program, for ingress of the port's other end."""
-    return assemble(_lines(tunnel))
+    return assemble(encap_lines(tunnel))
 
 
-def _lines(tunnel: Encapsulation) -> Iterator[Line]:
+def encap_lines(tunnel: Encapsulation) -> Iterator[Line]:
+    """Return the program's lines, the context in r1."""
     yield from start()
     yield load(WORD, R0, R6, MARK)
     yield jump_if("==", R0, OUTER_MARK, "outer")

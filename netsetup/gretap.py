@@ -9,9 +9,10 @@ from ipaddress import ip_address
 from socket import htons
 from typing import Any
 
-from netsetup.kernel_tunnel import Carried, KernelTunnel
+from netsetup.kernel_tunnel import KernelTunnel
 from netsetup.links import Message
 from netsetup.port_filters import Filter
+from netsetup.tunnel_parts import Carried
 from netsetup.tunnel_spec import TunnelSpec
 
 _TTL = 64
@@ -35,20 +36,15 @@ class GretapDevice:
                 "gre_ttl": _TTL,
                 "gre_pmtudisc": 0,
                 "gre_ignore_df": 1,
-                "gre_ikey": spec.key,
-                "gre_okey": spec.key,
-                "gre_iflags": _GRE_KEY,
-                "gre_oflags": _GRE_KEY,
+                **_keyed("gre", spec.key, _GRE_KEY),
             }
         return {
             "kind": "ip6gretap",
             "ip6gre_local": str(spec.local),
             "ip6gre_remote": str(spec.remote),
             "ip6gre_ttl": _TTL,
-            "ip6gre_ikey": spec.key,
-            "ip6gre_okey": spec.key,
-            "ip6gre_iflags": htons(_GRE_KEY),  # pyroute2 writes these in the machine's order
-            "ip6gre_oflags": htons(_GRE_KEY),
+            # pyroute2 writes these flags in the machine's order.
+            **_keyed("ip6gre", spec.key, htons(_GRE_KEY)),
             "ip6gre_flags": _NO_ENCAPSULATION_LIMIT,
         }
 
@@ -78,6 +74,13 @@ class GretapDevice:
     def stranger_filters(self, spec: TunnelSpec, redirect: int | None) -> tuple[Filter, ...]:
         """None are needed."""
         return ()
+
+
+def _keyed(prefix: str, key: int, flags: int) -> dict[str, int]:
+    if not key:
+        return {}
+    values = {"ikey": key, "okey": key, "iflags": flags, "oflags": flags}
+    return {f"{prefix}_{name}": value for name, value in values.items()}
 
 
 GRETAP = KernelTunnel(GretapDevice())

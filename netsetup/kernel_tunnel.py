@@ -5,8 +5,6 @@ looks first, so that what a killed process left is finished; the order leaves no
 mark, filters, and only then, in `netsetup.tunnel_build`, the bridge.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from errno import EAFNOSUPPORT, EEXIST, EOPNOTSUPP
 from typing import Any, Protocol
 
@@ -21,25 +19,21 @@ from netsetup.port_filters import (
     ensure_filters,
     filters_differ,
 )
-from netsetup.private_bridge import make_deaf
-from netsetup.taps import get_link, need_link
-from netsetup.tunnel_spec import GROUP, Address, Part, TunnelSpec, alias_of
+from netsetup.taps import need_link
+from netsetup.tunnel_parts import (
+    Carried,
+    Parts,
+    delete_parts,
+    ensure_pair,
+    finish_part,
+    fresh,
+    has_pair,
+)
+from netsetup.tunnel_spec import GROUP, Part, TunnelSpec, alias_of
 
+UNGUARDED = "filters against strangers and BPDUs are missing"
 _FIRST, _LAST = 1, 9  # priorities; a device's own filters are between
 _ATTEMPT_NAME = "qm-attempt"
-
-Parts = dict[Part, Message]
-
-
-@dataclass(frozen=True, slots=True)
-class Carried:
-    """What a tunnel's device tells about itself."""
-
-    kind: str
-    local: Address
-    remote: Address
-    key: int
-    udp_port: int | None
 
 
 class DeviceKind(Protocol):
@@ -88,12 +82,12 @@ class KernelTunnel:
         mended = self._drop_misfits(ip, spec, parts)
         device_part = Part.DEVICE if self._device.hidden(spec) else Part.PORT
         if device_part is Part.DEVICE:
-            self._ensure_pair(ip, spec, parts, mtu_bytes)
+            ensure_pair(ip, spec, parts, mtu_bytes)
         if device_part not in parts:
             self._add(ip, spec, spec.name(device_part), mtu_bytes)
         for part in (Part.PORT, Part.INNER, Part.DEVICE):
             if part in parts or part is device_part:
-                self._finish(ip, spec, part, parts, mtu_bytes)
+                finish_part(ip, spec, part, parts, mtu_bytes)
         mended += self._guard(ip, spec, parts, device_part)
         for part in (Part.DEVICE, Part.INNER):
             if part in parts and not parts[part]["flags"] & IFF_UP:
@@ -105,13 +99,14 @@ class KernelTunnel:
         message = parts.get(Part.DEVICE) or parts.get(Part.PORT)
         return None if message is None else self._device.read(message)
 
-    def unguarded(self, spec: TunnelSpec, parts: Parts) -> bool:
-        """Whether filters are missing, or are not those that `spec` needs."""
-        return any(
+    def wanting(self, _ip: Any, spec: TunnelSpec, parts: Parts) -> list[str]:
+        """Say whether filters are missing, or are not those that `spec` needs."""
+        differ = any(
             filters_differ(parts[part]["index"], filters)
             for part, filters in self._filters(spec, parts)
             if part in parts
         )
+        return [UNGUARDED] if differ else []
 
     def _drop_misfits(self, ip: Any, spec: TunnelSpec, parts: Parts) -> list[str]:
         """Delete parts that cannot be changed into what `spec` wants."""
@@ -122,16 +117,9 @@ class KernelTunnel:
             misfits.add(device)
         if not hidden:
             misfits |= {Part.INNER, Part.DEVICE}
-        elif (Part.PORT in parts) != (Part.INNER in parts) or not _is_veth(parts.get(Part.PORT)):
+        elif not has_pair(parts):
             misfits |= {Part.PORT, Part.INNER}
-        mended = []
-        for part in Part:
-            message = parts.pop(part, None) if part in misfits else None
-            if message is None or get_link(ip, message.get("ifname")) is None:
-                continue  # a veth takes its other end with it
-            mended.append(f"{message.get('ifname')} was of another shape")
-            ip.link("del", index=message["index"])
-        return mended
+        return delete_parts(ip, parts, misfits)
 
     def _add(self, ip: Any, spec: TunnelSpec, name: str, mtu_bytes: int | None = None) -> None:
         try:
@@ -159,37 +147,6 @@ class KernelTunnel:
                 ) from exc
             raise
 
-    def _ensure_pair(self, ip: Any, spec: TunnelSpec, parts: Parts, mtu_bytes: int) -> None:
-        if Part.PORT in parts:
-            return
-        ip.link(
-            "add",
-            ifname=spec.name(Part.PORT),
-            kind="veth",
-            group=GROUP,
-            mtu=mtu_bytes,
-            address=bridge_safe_mac(alias_of(spec, Part.PORT)),
-            peer={
-                "ifname": spec.name(Part.INNER),
-                "group": GROUP,
-                "mtu": mtu_bytes,
-                "address": bridge_safe_mac(alias_of(spec, Part.INNER)),
-            },
-        )
-        parts.update(_fresh(ip, spec, Part.PORT))
-        parts.update(_fresh(ip, spec, Part.INNER))
-
-    def _finish(self, ip: Any, spec: TunnelSpec, part: Part, parts: Parts, mtu_bytes: int) -> None:
-        """Mark it, silence the host on it, size it."""
-        if part not in parts:
-            parts.update(_fresh(ip, spec, part))
-        message = parts[part]
-        if message.get("ifalias") != (alias := alias_of(spec, part)):
-            ip.link("set", index=message["index"], ifalias=alias)
-        make_deaf(message.get("ifname"))
-        if message.get("mtu") != mtu_bytes:
-            ip.link("set", index=message["index"], mtu=mtu_bytes)
-
     def _guard(self, ip: Any, spec: TunnelSpec, parts: Parts, device: Part) -> list[str]:
         """Put the filters on; an interface that has wrong ones is taken down first."""
         mended = []
@@ -200,7 +157,7 @@ class KernelTunnel:
             if parts[part]["flags"] & IFF_UP:
                 mended.append(f"{parts[part].get('ifname')} had other filters")
                 ip.link("set", index=index, state="down")
-                parts.update(_fresh(ip, spec, part))
+                parts.update(fresh(ip, spec, part))
             ensure_filters(ip, index, filters)
         return mended
 
@@ -225,11 +182,3 @@ class KernelTunnel:
             # What a bridge itself sends, its own BPDUs, leaves here too.
             ProgramFilter(EGRESS, _FIRST, drop_link_local()),
         )
-
-
-def _is_veth(message: Message | None) -> bool:
-    return message is not None and message.get(("linkinfo", "kind")) == "veth"
-
-
-def _fresh(ip: Any, spec: TunnelSpec, part: Part) -> Mapping[Part, Message]:
-    return {part: need_link(ip, spec.name(part))}

@@ -167,6 +167,13 @@ def bridge_safe_mac(alias: str) -> str:
     return "fe:" + sha256(alias.encode()).digest()[:5].hex(":")
 
 
+def other_names(message: Message) -> tuple[str, ...]:
+    """Return the alternative names of the interface in `message`."""
+    properties = message.get("prop_list")
+    pairs = properties["attrs"] if properties else ()
+    return tuple(value for key, value in pairs if key.endswith("IFNAME"))
+
+
 def link_of(message: Message, names: dict[int, str]) -> Link:
     """Return the link in `message`; `names` tells a master's name by index."""
     flags = message["flags"]

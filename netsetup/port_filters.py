@@ -30,7 +30,7 @@ _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _REQUEST_ACK_CREATE_EXCL = 0x1 | 0x4 | 0x400 | 0x200
 _REQUEST_DUMP = 0x1 | 0x300
 _TCA_KIND, _TCA_OPTIONS = 1, 2
-_BPF_NAME = 7
+_BPF_NAME, _BPF_ID = 7, 11
 _U32_CLASS, _U32_SELECTOR, _U32_ACTION, _U32_FLAGS = 1, 5, 7, 11
 _NESTED = 0x8000
 _TCMSG = struct.Struct("=BxxxiIII")
@@ -134,6 +134,39 @@ def _prints(index: int) -> list[_Print]:
             if its_parent == parent and options and text:
                 found.append((parent, info >> 16, socket.ntohs(info & 0xFFFF), text))
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class AttachedProgram:
+    """A BPF program on an interface, anybody's."""
+
+    handle: int
+    priority: int
+    name: str
+    program_id: int
+
+
+def attached_programs(index: int, parent: int) -> tuple[AttachedProgram, ...]:
+    """Return the BPF programs at `parent` of interface `index`."""
+    found = []
+    for message in _dump(_TCMSG.pack(socket.AF_UNSPEC, index, 0, parent, 0)):
+        _, _, handle, its_parent, info = _TCMSG.unpack_from(message)
+        told = _attributes(message[_TCMSG.size :])
+        options = _attributes(told.get(_TCA_OPTIONS, b""))
+        if its_parent != parent or told.get(_TCA_KIND) != b"bpf\0" or _BPF_ID not in options:
+            continue
+        (program_id,) = struct.unpack("=I", options[_BPF_ID])
+        name = options.get(_BPF_NAME, b"").rstrip(b"\0").decode(errors="replace")
+        found.append(AttachedProgram(handle, info >> 16, name, program_id))
+    return tuple(found)
+
+
+def has_filters(index: int) -> bool:
+    """Whether anybody has a filter of any kind on interface `index`."""
+    return any(
+        bool(_dump(_TCMSG.pack(socket.AF_UNSPEC, index, 0, parent, 0)))
+        for parent in (INGRESS, EGRESS)
+    )
 
 
 def _outer_text(options: dict[int, bytes]) -> str:

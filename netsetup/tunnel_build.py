@@ -18,10 +18,10 @@ from errno import EEXIST
 from typing import Any, Protocol
 
 from netsetup.errors import HostError, NetsetupError, NoSuchLinkError, NotOursError
-from netsetup.kernel_tunnel import Carried, Parts
-from netsetup.links import IFF_UP, Message
+from netsetup.links import IFF_UP, Message, other_names
 from netsetup.private_bridge import ensure_private_bridge
 from netsetup.taps import get_link, join_vlan, need_link
+from netsetup.tunnel_parts import Carried, Parts
 from netsetup.tunnel_spec import (
     GROUP,
     End,
@@ -33,6 +33,7 @@ from netsetup.tunnel_spec import (
     mark_of,
     part_named,
 )
+from netsetup.underlay import release_underlay
 
 LOCK_DEADLINE_S = 5.0  # building takes 30 ms; below `rtnl.DEADLINE_S`, which gives up the answer
 _LOCK_RETRY_S = 0.01
@@ -58,8 +59,8 @@ class Kind(Protocol):
     def read(self, parts: Parts) -> Carried | None:
         """Return what the parts tell; None if they are not of this kind."""
 
-    def unguarded(self, spec: TunnelSpec, parts: Parts) -> bool:
-        """Whether what keeps strangers' frames and BPDUs out is missing."""
+    def wanting(self, ip: Any, spec: TunnelSpec, parts: Parts) -> list[str]:
+        """Say what is not as `build` leaves it, first what keeps strangers and BPDUs out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +113,7 @@ def find(ip: Any) -> dict[str, Found]:
 
 def claims(parts: Parts, id_: str) -> tuple[str, ...]:
     """Return the guests that claim the tunnel."""
-    properties = parts[Part.PORT].get("prop_list") if Part.PORT in parts else None
-    names = [value for key, value in (properties or {}).get("attrs", ()) if key.endswith("IFNAME")]
+    names = other_names(parts[Part.PORT]) if Part.PORT in parts else ()
     found = (claimant(name, id_) for name in names)
     return tuple(sorted(guest for guest in found if guest is not None))
 
@@ -191,6 +191,8 @@ def _create(ip: Any, spec: TunnelSpec, kind: Kind, parts: Parts) -> list[str]:
     # A bridge takes its smallest port's MTU for its own.
     mtu_bytes = max(spec.mtu_bytes, bridge.get("mtu"))
     had = parts[Part.PORT]["index"] if Part.PORT in parts else None
+    if kind.backend == "kernel":
+        release_underlay(ip, parts)  # of programs that carried it before
     mended += kind.build(ip, spec, parts, mtu_bytes)
     port = need_link(ip, spec.name(Part.PORT))
     _claim(ip, spec, parts, port)
@@ -271,6 +273,7 @@ def _remove(ip: Any, found: Found, guest: str | None) -> Removal:
 
 def _take_away(ip: Any, found: Found) -> tuple[str, ...]:
     removed = []
+    release_underlay(ip, found.parts)
     for part in _TAKE_AWAY:
         message = found.parts.get(part)
         if message is None or get_link(ip, message.get("ifname")) is None:

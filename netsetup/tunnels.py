@@ -14,11 +14,11 @@ from typing import Any
 
 import trio
 
-from netsetup.choice import Ability
+from netsetup.choice import BACKENDS, Ability
+from netsetup.ebpf_tunnel import ETHERIP_EBPF
 from netsetup.errors import HostError, NetsetupError, UsageError
 from netsetup.gretap import GRETAP
 from netsetup.homes import Home
-from netsetup.kernel_tunnel import Carried, Parts
 from netsetup.links import IFF_UP, BridgePort, port_of
 from netsetup.links import bridge_of as read_bridge
 from netsetup.mtu import Manner
@@ -34,6 +34,7 @@ from netsetup.tunnel_build import (
     remove_end,
     tenants,
 )
+from netsetup.tunnel_parts import Carried, Parts
 from netsetup.tunnel_spec import Address, End, Mark, Part, Tunnel, TunnelSpec, spec_of
 from netsetup.vxlan import VXLAN
 
@@ -41,7 +42,7 @@ CARRIER_S = 1.5  # the kernel tells of a link that came up within a second (net/
 _RTMGRP_LINK = 1
 
 KINDS: Mapping[tuple[str, str], Kind] = MappingProxyType(
-    {(kind.kind, kind.backend): kind for kind in (VXLAN, GRETAP)}
+    {(kind.kind, kind.backend): kind for kind in (VXLAN, GRETAP, ETHERIP_EBPF)}
 )
 
 
@@ -62,13 +63,14 @@ def kind_for(name: str, backend: str = "kernel") -> Kind:
     return found
 
 
-async def create(rtnl: Rtnl, spec: TunnelSpec, *, backend: str = "kernel") -> Made:
+async def create(rtnl: Rtnl, spec: TunnelSpec, *, backend: str | None = None) -> Made:
     """Make an end of a tunnel and add its guests' claims; finish or mend one that is there.
 
+    Without a `backend` the one that carries it now does, or the cheapest that this host can.
     Raises `NoSuchLinkError` without the home bridge, `HostError` where this kernel cannot or
     others need it otherwise, `RefusedError`; then nothing that was not there before is.
     """
-    kind = kind_for(spec.kind, backend)
+    kind = kind_for(spec.kind, backend or await _backend_for(rtnl, spec))
     with _link_events() as events:
         mended = await rtnl.run(
             f"make the tunnel to {spec.remote}", lambda ip: create_end(ip, spec, kind, _kind_of)
@@ -77,6 +79,20 @@ async def create(rtnl: Rtnl, spec: TunnelSpec, *, backend: str = "kernel") -> Ma
             while _waits_for_carrier(await rtnl.bridge_port(spec.name(Part.PORT))):
                 await events.recv(1 << 16)
     return Made(await describe(rtnl, spec.id), tuple(mended))
+
+
+async def _backend_for(rtnl: Rtnl, spec: TunnelSpec) -> str:
+    able = [backend for kind, backend in KINDS if kind == spec.kind]
+    if len(able) < 2:
+        return able[0] if able else BACKENDS[0]  # of which `kind_for` says that there is none
+    for tunnel in await list_tunnels(rtnl):
+        if (tunnel.id, tunnel.kind) == (spec.id, spec.kind):
+            return tunnel.backend
+    tried = [await _try(rtnl, KINDS[spec.kind, backend], spec) for backend in able]
+    found = next((ability.backend for ability in tried if ability.why_not is None), None)
+    if found is None:
+        raise HostError("; ".join(f"{each.backend}: {each.why_not}" for each in tried))
+    return found
 
 
 async def list_tunnels(rtnl: Rtnl) -> tuple[Tunnel, ...]:
@@ -109,8 +125,8 @@ async def repair(rtnl: Rtnl, lost: Iterable[TunnelSpec] = ()) -> tuple[Made | Ne
     """
     wanted = {spec.id: spec for spec in lost}
     for tunnel in await list_tunnels(rtnl):
-        if (spec := spec_of(tunnel)) is not None:
-            wanted[tunnel.id] = spec
+        if (here := spec_of(tunnel)) is not None:
+            wanted[tunnel.id] = here
     results: list[Made | NetsetupError] = []
     for spec in wanted.values():
         try:
@@ -139,20 +155,22 @@ async def collect(
 
 async def abilities(rtnl: Rtnl, local: Address, remote: Address) -> tuple[Ability, ...]:
     """Return which kinds this host can carry from `local` to `remote`, each tried for a moment."""
-    results = []
-    for kind in KINDS.values():
-        why_not = None
-        try:
-            await rtnl.run(f"try {kind.kind}", _attempt(kind, local, remote))
-        except HostError as exc:
-            why_not = exc.what
-        results.append(Ability(kind.kind, kind.backend, local.version, why_not))
-    return tuple(results)
+    home = Home("attempt", "attempt")
+    return tuple(
+        [
+            await _try(rtnl, kind, TunnelSpec(kind.kind, local, remote, home, End.AWAY, 2**24 - 1))
+            for kind in KINDS.values()
+        ]
+    )
 
 
-def _attempt(kind: Kind, local: Address, remote: Address) -> Any:
-    spec = TunnelSpec(kind.kind, local, remote, Home("attempt", "attempt"), End.AWAY, key=2**24 - 1)
-    return lambda ip: kind.attempt(ip, spec)
+async def _try(rtnl: Rtnl, kind: Kind, spec: TunnelSpec) -> Ability:
+    why_not = None
+    try:
+        await rtnl.run(f"try {kind.kind}", lambda ip: kind.attempt(ip, spec))
+    except HostError as exc:
+        why_not = exc.what
+    return Ability(kind.kind, kind.backend, spec.local.version, why_not)
 
 
 def _kind_of(parts: Parts) -> str | None:
@@ -225,6 +243,8 @@ def _describe(ip: Any, found: Found, mark: Mark) -> Tunnel:
         local=carried.local if carried else None,
         remote=carried.remote if carried else None,
         key=carried.key if carried else None,
+        path_mtu_bytes=carried.path_mtu_bytes if carried else None,
+        reversed_header=carried is not None and carried.reversed_header,
         udp_port=carried.udp_port if carried else None,
         mtu_bytes=port.get("mtu") if port is not None else None,
         manner=mark.manner,
@@ -236,7 +256,7 @@ def _describe(ip: Any, found: Found, mark: Mark) -> Tunnel:
     )
     if tunnel.end is End.HOME and isolated is not None and isolated != mark.isolated:
         problems.append(f"its port is {'' if isolated else 'not '}isolated")
-    problems += _wanting(tunnel, parts, kind)
+    problems += _wanting(ip, tunnel, parts, kind)
     notes = ["what it carries is not encrypted"]
     if tunnel.manner is Manner.FRAGMENTS:
         notes.append("full frames are cut in two on the way")
@@ -245,7 +265,7 @@ def _describe(ip: Any, found: Found, mark: Mark) -> Tunnel:
     return replace(tunnel, problems=tuple(problems), notes=tuple(notes))
 
 
-def _wanting(tunnel: Tunnel, parts: Parts, kind: Kind | None) -> list[str]:
+def _wanting(ip: Any, tunnel: Tunnel, parts: Parts, kind: Kind | None) -> list[str]:
     """Return what of a tunnel is not as `create` leaves it."""
     problems = [
         f"{message.get('ifname')} is down"
@@ -257,6 +277,4 @@ def _wanting(tunnel: Tunnel, parts: Parts, kind: Kind | None) -> list[str]:
         return [*problems, "parts of it are missing"]
     if tunnel.bridge != spec.bridge:
         problems.append(f"its port is not in {spec.bridge}")
-    if kind.unguarded(spec, parts):
-        problems.append("filters against strangers and BPDUs are missing")
-    return problems
+    return [*problems, *kind.wanting(ip, spec, parts)]

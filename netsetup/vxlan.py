@@ -14,10 +14,11 @@ from ipaddress import ip_address
 from typing import Any
 
 from netsetup.bpf import accept_too_big
-from netsetup.kernel_tunnel import Carried, KernelTunnel
+from netsetup.kernel_tunnel import KernelTunnel
 from netsetup.links import Message
 from netsetup.mtu import ETHERNET_BYTES, IPV4_BYTES, IPV6_BYTES, VLAN_TAG_BYTES, Manner
 from netsetup.port_filters import ALL_PROTOCOLS, INGRESS, TAGS, Filter, OuterFilter, ProgramFilter
+from netsetup.tunnel_parts import Carried
 from netsetup.tunnel_spec import TunnelSpec
 
 _TTL = 64
