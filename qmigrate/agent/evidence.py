@@ -25,6 +25,7 @@ from qmigrate.agent import guests, holdings, host, locks, process
 from qmigrate.agent.monitors import Opened, open_guest
 from qmigrate.agent.places import JobPlaces
 from qmigrate.agent.process import Process
+from qmigrate.agent.protocol import parse_json_untrusted, structure_untrusted
 from qmigrate.agent.server import AgentContext
 from qmigrate.agent.specs import read_spec
 from qmigrate.core.argv import CommandLine
@@ -38,9 +39,16 @@ from qmigrate.core.copies import (
     LookAtTraces,
     Traces,
 )
-from qmigrate.core.errors import HostError, MonitorBusyError, MonitorError, MonitorGarbledError
+from qmigrate.core.errors import (
+    HostError,
+    MonitorBusyError,
+    MonitorError,
+    MonitorGarbledError,
+    ProtocolError,
+)
+from qmigrate.core.finding import name_in_id
 from qmigrate.core.guestline import name_of
-from qmigrate.core.job import RUN_DIRECTORY, Announced
+from qmigrate.core.job import LOG_DIRECTORY, RUN_DIRECTORY, Announced, JobReport
 from qmigrate.core.model import Guest
 from qmigrate.qmp.client import QmpThread
 from qmigrate.qmp.migration import Qemu
@@ -49,6 +57,7 @@ COPY_DEADLINE_S = 10.0  # for all that is asked of one QEMU; a healthy one needs
 BUSY_PAUSE_S = 0.2  # before a monitor is tried again: whoever resolves too has it for a moment
 BUSY_LIMIT = 10  # times
 IMAGE_DEADLINE_S = 10.0  # for a stat on a store that may hang
+KEPT_REPORTS = 50  # among which the guest's last one is looked for
 MOST_ADDRESSES = 8  # to be asked for: each takes a second
 _TWINS = re.compile(rf"{RUN_DIRECTORY}/guests/([A-Za-z0-9_][A-Za-z0-9_.-]{{0,63}})(?:/|$|,)")
 
@@ -71,7 +80,11 @@ async def find_copies(ctx: AgentContext, request: FindCopies) -> CopiesHere:
         for seen in await trio.to_thread.run_sync(guests.find_guests):
             nursery.start_soon(look, seen)
     macs = frozenset(mac.lower() for copy in found for mac in copy.macs)
-    addresses = tuple(_told_addresses(request.jobs)) + await _neighbours(macs)
+    addresses = (
+        *_told_addresses(request.jobs),
+        *await trio.to_thread.run_sync(_reported_addresses, request.guest),
+        *await _neighbours(macs),
+    )
     return CopiesHere(
         boot_id=holdings.boot_id(),
         copies=tuple(sorted(found, key=lambda copy: copy.pid)),
@@ -179,6 +192,20 @@ def _told_addresses(jobs: Sequence[str]) -> Iterator[Announced]:
         spec = read_spec(JobPlaces(job).spec) if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", job) else None
         if spec is not None and spec.destination is not None:
             yield from spec.destination.addresses
+
+
+def _reported_addresses(guest: str) -> tuple[Announced, ...]:
+    """Return what the guest's last move from here has announced."""
+    ended = holdings.read_ended(KEPT_REPORTS)
+    ours = (each.job for each in ended if each.job.rpartition("-")[0] == name_in_id(guest))
+    for job in ours:
+        with contextlib.suppress(OSError, ProtocolError):  # one of another version
+            path = Path(LOG_DIRECTORY, job, "report.json")
+            report = structure_untrusted(parse_json_untrusted(path.read_bytes()), JobReport)
+            if report.announced is not None and report.announced.addresses:
+                known: tuple[Announced, ...] = report.announced.addresses
+                return known
+    return ()
 
 
 async def _neighbours(macs: frozenset[str]) -> tuple[Announced, ...]:

@@ -149,10 +149,8 @@ def third_parties(evidence: Evidence) -> tuple[tuple[str, ImageHolder], ...]:
 
 def _locked(thirds: Sequence[tuple[str, ImageHolder]]) -> tuple[str, ...]:
     who = dict.fromkeys(f"process {holder.pid} on {h} ({holder.command})" for h, holder in thirds)
-    return tuple(
-        f"{each} has locked the guest's image: until it lets go the guest cannot run"
-        for each in who
-    )
+    why = "has locked the guest's image: until it lets go the guest cannot run"
+    return tuple(f"{each} {why}" for each in who)
 
 
 def _as_asked(evidence: Evidence, vouched: Vouched) -> Vouched:
