@@ -24,9 +24,9 @@ from qmigrate.core.handover import (
     Record,
     destination_step,
 )
+from qmigrate.core.home import ReleaseTunnels
 from qmigrate.core.job import DestinationSpec, TwinFacts
 from qmigrate.core.model import RUNS, RunState, Side
-from qmigrate.core.network_requests import ReleaseTunnels
 from qmigrate.core.rights import DESTINATION_WORDS
 from qmigrate.core.takeover import destination_after
 from qmigrate.qmp.events import Event, MigrationEvent, MigrationStatus, ResumeEvent

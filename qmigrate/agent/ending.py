@@ -19,7 +19,7 @@ from qmigrate.core.handover import (
     Source,
     SourceEvent,
 )
-from qmigrate.core.network_requests import ReleaseTunnels
+from qmigrate.core.home import ReleaseTunnels
 from qmigrate.core.takeover import Return, how_to_return
 
 if TYPE_CHECKING:

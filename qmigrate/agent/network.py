@@ -22,24 +22,7 @@ from qmigrate.agent.server import AgentContext
 from qmigrate.core.errors import HostError, ProtocolError
 from qmigrate.core.home import Home
 from qmigrate.core.network import BridgeHere, NetworkHere, Port, TunnelHere
-from qmigrate.core.network_requests import (
-    REQUESTS,
-    AnswerPath,
-    AskProbe,
-    ChooseTunnel,
-    GetAbilities,
-    GetNetwork,
-    GetSources,
-    JudgeProbe,
-    MakeTunnel,
-    MeasurePaths,
-    OpenProbe,
-    ReachGuest,
-    ReleaseTunnels,
-    RepairTunnels,
-    ReportProbe,
-    TurnSegment,
-)
+from qmigrate.core.network_requests import GetNetwork
 
 if TYPE_CHECKING:
     from netsetup.prober import Prober
@@ -48,31 +31,34 @@ _AF_BRIDGE = 7
 _RTEXT_FILTER_BRVLAN = 0x2
 
 
-_HANDLERS: dict[type, tuple[str, str]] = {  # imported when they are first needed
-    GetNetwork: ("network", "get_network"),
-    OpenProbe: ("probing", "open_probe"),
-    AskProbe: ("probing", "ask_probe"),
-    ReportProbe: ("probing", "report_probe"),
-    JudgeProbe: ("probing", "judge_probe"),
-    GetSources: ("probing", "get_sources"),
-    AnswerPath: ("probing", "answer_path"),
-    MeasurePaths: ("probing", "measure_paths"),
-    ReachGuest: ("probing", "reach_guest"),
-    GetAbilities: ("tunnelling", "get_abilities"),
-    ChooseTunnel: ("tunnelling", "choose_tunnel"),
-    MakeTunnel: ("tunnelling", "make_tunnel"),
-    ReleaseTunnels: ("tunnelling", "release_tunnels"),
-    RepairTunnels: ("tunnelling", "repair_tunnels"),
-    TurnSegment: ("tunnelling", "turn_segment"),
+_SEGMENTS, _TUNNELS = "qmigrate.core.network_requests", "qmigrate.core.tunnel_requests"
+# A request's name → the module of its type, that of its handler and the function; all of them are
+# imported when they are first needed.
+_HANDLERS: dict[str, tuple[str, str, str]] = {
+    "GetNetwork": (_SEGMENTS, "network", "get_network"),
+    "OpenProbe": (_SEGMENTS, "probing", "open_probe"),
+    "AskProbe": (_SEGMENTS, "probing", "ask_probe"),
+    "ReportProbe": (_SEGMENTS, "probing", "report_probe"),
+    "JudgeProbe": (_SEGMENTS, "probing", "judge_probe"),
+    "ReachGuest": (_SEGMENTS, "probing", "reach_guest"),
+    "GetSources": (_TUNNELS, "paths", "get_sources"),
+    "AnswerPath": (_TUNNELS, "paths", "answer_path"),
+    "MeasurePaths": (_TUNNELS, "paths", "measure_paths"),
+    "GetAbilities": (_TUNNELS, "tunnelling", "get_abilities"),
+    "ChooseTunnel": (_TUNNELS, "tunnelling", "choose_tunnel"),
+    "MakeTunnel": (_TUNNELS, "tunnelling", "make_tunnel"),
+    "ReleaseTunnels": (_TUNNELS, "tunnelling", "release_tunnels"),
+    "RepairTunnels": (_TUNNELS, "tunnelling", "repair_tunnels"),
+    "TurnSegment": (_TUNNELS, "tunnelling", "turn_segment"),
 }
 
 
 async def on_network(ctx: AgentContext, request: OnNetwork) -> Any:
     """Answer what is in an `OnNetwork`."""
-    kind = REQUESTS.get(request.name)
-    if kind is None:
+    if request.name not in _HANDLERS:
         raise ProtocolError(f"no request {request.name!r} about the network")
-    module, function = _HANDLERS[kind]
+    types, module, function = _HANDLERS[request.name]
+    kind = getattr(import_module(types), request.name)
     handler = getattr(import_module(f"qmigrate.agent.{module}"), function)
     return await handler(ctx, structure_untrusted(request.body, kind))
 

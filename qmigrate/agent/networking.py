@@ -12,8 +12,7 @@ from netsetup.errors import NetsetupError
 from netsetup.links import OUR_ALIAS
 from netsetup.rtnl import Rtnl
 from netsetup.turning import Turn, Turner, arm
-from qmigrate.core.home import TurnWish
-from qmigrate.core.network_requests import ReleaseTunnels
+from qmigrate.core.home import ReleaseTunnels, TurnWish
 
 Say = Callable[[str], None]
 

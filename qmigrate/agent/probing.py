@@ -1,20 +1,17 @@
-"""Segments probed, paths measured and a guest looked for, as the controller asks.
+"""Segments probed and a guest looked for, as the controller asks.
 
 A probe needs both hosts at once, and only the controller talks to both: it opens a prober on each
 with one nonce, lets both ask, takes both halves and has either agent judge them.
 """
 
 import json
-import socket
-from contextlib import AsyncExitStack
 from ipaddress import ip_address
 
 import cattrs
 import trio
 
-from netsetup import adjacency, path_mtu, traps
-from netsetup.errors import HostError as NetworkError
-from netsetup.errors import NetsetupError, UsageError
+from netsetup import adjacency, traps
+from netsetup.errors import NetsetupError
 from netsetup.probe_report import ProbeReport
 from netsetup.prober import open_prober
 from netsetup.reach import reach
@@ -25,27 +22,21 @@ from qmigrate.agent.server import AgentContext
 from qmigrate.core.errors import HostError, ProtocolError
 from qmigrate.core.network import Adjacency, Trap, Verdict, Way
 from qmigrate.core.network_requests import (
-    AnswerPath,
     AskProbe,
-    GetSources,
     JudgeProbe,
-    MeasurePaths,
     OpenProbe,
-    PathMtus,
-    PathOpen,
     ProbeHalf,
     ProbeOpen,
     Reached,
     ReachGuest,
     ReportProbe,
-    Sources,
 )
 
 _CONVERTER = cattrs.Converter()
-_DISCARD_PORT = 9  # UDP: to connect sends nothing
 
 
-def _nonce(text: str) -> bytes:
+def nonce_of(text: str) -> bytes:
+    """Return a nonce's octets; raise `HostError` for what is none."""
     try:
         return bytes.fromhex(text)
     except ValueError as exc:
@@ -62,7 +53,7 @@ async def open_probe(ctx: AgentContext, request: OpenProbe) -> ProbeOpen:
             ctx.nursery,
             network.rtnl,
             segment,
-            _nonce(request.nonce),
+            nonce_of(request.nonce),
             isolated=request.isolated,
             mtu_bytes=request.mtu_bytes,
         ) as prober:
@@ -132,70 +123,6 @@ def verdict_here(found: adjacency.Verdict) -> Verdict:
 
 def _way(found: adjacency.Direction) -> Way:
     return Way(found.source, found.destination, str(found.passage), found.mtu_bytes, found.ways)
-
-
-# Paths
-
-
-async def get_sources(_ctx: AgentContext, request: GetSources) -> Sources:
-    """Answer `GetSources`; no packet is sent."""
-    pairs = []
-    for remote in request.remotes:
-        local = _source_for(remote)
-        if local is not None and local != remote:
-            pairs.append((local, remote))
-    return Sources(tuple(pairs))
-
-
-def _source_for(remote: str) -> str | None:
-    """Return the address that the kernel's routes choose; None without a route."""
-    family = socket.AF_INET6 if ":" in remote else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as wire:
-        try:
-            wire.connect((remote, _DISCARD_PORT))
-        except OSError:
-            return None
-        local: str = wire.getsockname()[0]
-        return local
-
-
-async def answer_path(ctx: AgentContext, request: AnswerPath) -> PathOpen:
-    """Answer `AnswerPath`: probes of a path's MTU are answered until the call is cancelled."""
-    async with AsyncExitStack() as stack:
-        ports = []
-        for address in request.addresses:
-            try:
-                responder = path_mtu.open_responder(ip_address(address), _nonce(request.nonce))
-                ports.append(await stack.enter_async_context(responder))
-            except NetsetupError:
-                ports.append(0)
-        await ctx.note(PathOpen(tuple(ports)))
-        await trio.sleep_forever()
-    raise AssertionError("it sleeps until it is cancelled")
-
-
-async def measure_paths(_ctx: AgentContext, request: MeasurePaths) -> PathMtus:
-    """Answer `MeasurePaths`, all ways side by side; what cannot be measured is None."""
-    mtus: list[int | None] = [None] * len(request.ways)
-    nonce, limit = _nonce(request.nonce), request.limit_bytes
-
-    async def measure(index: int, local: str, remote: str, port: int) -> None:
-        try:
-            found = await path_mtu.measure(
-                ip_address(local), ip_address(remote), port, nonce, limit_bytes=limit
-            )
-            mtus[index] = found.mtu_bytes
-        except (NetworkError, UsageError):
-            return
-
-    async with trio.open_nursery() as nursery:
-        for index, (local, remote, port) in enumerate(request.ways):
-            if port:
-                nursery.start_soon(measure, index, local, remote, port)
-    return PathMtus(tuple(mtus))
-
-
-# The guest
 
 
 async def reach_guest(ctx: AgentContext, request: ReachGuest) -> Reached:

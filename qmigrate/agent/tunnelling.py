@@ -30,21 +30,20 @@ from qmigrate.agent.network import (
     tunnel_here,
 )
 from qmigrate.agent.server import AgentContext
-from qmigrate.core.home import TurnWish
-from qmigrate.core.network import OWNER, Ability, TunnelChoice, TunnelEnd, TunnelHere
-from qmigrate.core.network_requests import (
+from qmigrate.core.home import ReleaseTunnels, TunnelsReleased, TurnWish
+from qmigrate.core.network import OWNER, TunnelHere
+from qmigrate.core.tunnel_requests import (
     Abilities,
     ChooseTunnel,
     GetAbilities,
     MakeTunnel,
-    ReleaseTunnels,
     RepairTunnels,
     TunnelMade,
-    TunnelsReleased,
     TunnelsRepaired,
     Turned,
     TurnSegment,
 )
+from qmigrate.core.tunnels import Ability, TunnelChoice, TunnelEnd
 
 
 async def get_abilities(ctx: AgentContext, request: GetAbilities) -> Abilities:

@@ -15,10 +15,12 @@ from qmigrate.controller.network import Asked, ask, built, release_quietly
 from qmigrate.controller.remote import Agent
 from qmigrate.controller.routing import Routing, turns_of
 from qmigrate.core.errors import HostError, QmigrateError
+from qmigrate.core.home import ReleaseTunnels
 from qmigrate.core.job import JobReport, Outcome
 from qmigrate.core.model import RUNS
-from qmigrate.core.network_requests import Reached, ReachGuest, ReleaseTunnels, TurnSegment
+from qmigrate.core.network_requests import Reached, ReachGuest
 from qmigrate.core.network_rules import At, Route
+from qmigrate.core.tunnel_requests import TurnSegment
 
 # Through a tunnel the answer is a proof that is owed: announcements repeat for half a second, and a
 # guest under load answers late. In the same segment it is a bonus, and nobody waits long for it.

@@ -14,31 +14,28 @@ import trio
 
 from qmigrate.agent.protocol import codec, structure_untrusted
 from qmigrate.agent.requests import OnNetwork
+from qmigrate.core import network_requests, tunnel_requests
 from qmigrate.core.errors import HostError, QmigrateError
-from qmigrate.core.home import Home
-from qmigrate.core.network import Adjacency, Path, TunnelChoice, Verdict
-from qmigrate.core.network_requests import (
-    NOTES,
-    REPLIES,
+from qmigrate.core.home import Home, ReleaseTunnels, TunnelsReleased
+from qmigrate.core.network import Adjacency, Verdict
+from qmigrate.core.network_requests import AskProbe, JudgeProbe, OpenProbe, ProbeHalf, ReportProbe
+from qmigrate.core.tunnel_requests import (
     Abilities,
     AnswerPath,
-    AskProbe,
     ChooseTunnel,
     GetAbilities,
     GetSources,
-    JudgeProbe,
     MakeTunnel,
     MeasurePaths,
-    OpenProbe,
     PathMtus,
     PathOpen,
-    ProbeHalf,
-    ReleaseTunnels,
-    ReportProbe,
     Sources,
     TunnelMade,
-    TunnelsReleased,
 )
+from qmigrate.core.tunnels import Path, TunnelChoice
+
+_REPLIES = network_requests.REPLIES | tunnel_requests.REPLIES
+_NOTES = network_requests.NOTES | tunnel_requests.NOTES
 
 CALL_DEADLINE_S = 60.0  # as of any call
 OPEN_DEADLINE_S = 10.0  # for a prober: the agent may be importing what it needs, on a busy host
@@ -79,7 +76,7 @@ async def ask(agent: Asked, request: Any, *, deadline_s: float = CALL_DEADLINE_S
     """Return the answer to a request of `core.network_requests`; raises as `Agent.call`."""
     kind = type(request)
     told = OnNetwork(kind.__name__, codec.unstructure(request))
-    return structure_untrusted(await agent.call(told, deadline_s=deadline_s), REPLIES[kind])
+    return structure_untrusted(await agent.call(told, deadline_s=deadline_s), _REPLIES[kind])
 
 
 @asynccontextmanager
@@ -88,7 +85,7 @@ async def ongoing(agent: Asked, request: Any) -> AsyncIterator[Any]:
     kind = type(request)
     told = OnNetwork(kind.__name__, codec.unstructure(request))
     async with aclosing(agent.stream(told)) as notes:
-        yield structure_untrusted(await anext(notes), NOTES[kind])
+        yield structure_untrusted(await anext(notes), _NOTES[kind])
 
 
 # Probing

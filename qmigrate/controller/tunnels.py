@@ -9,16 +9,12 @@ import trio
 from qmigrate.controller.network import Asked, Place, ask, probe
 from qmigrate.controller.remote import Agent, open_agents
 from qmigrate.controller.routing import Stand
+from qmigrate.core.home import ReleaseTunnels, TunnelsReleased
 from qmigrate.core.model import HostSpec
 from qmigrate.core.network import NetworkHere, Verdict
-from qmigrate.core.network_requests import (
-    GetNetwork,
-    ReleaseTunnels,
-    RepairTunnels,
-    TunnelsReleased,
-    TunnelsRepaired,
-)
+from qmigrate.core.network_requests import GetNetwork
 from qmigrate.core.tunnel_pairs import TunnelRow, lost_on, pair_up
+from qmigrate.core.tunnel_requests import RepairTunnels, TunnelsRepaired
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What a job knows of the network: where its guest's neighbours are, and what to turn."""
+"""What a job knows of the network: its guest's home, what to turn, what to let go of."""
 
 from dataclasses import dataclass
 
@@ -23,3 +23,25 @@ class TurnWish:
     mac: str
     port: str
     vlan: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseTunnels:
+    """Take a guest's claims away, and with the last of each the end of that tunnel.
+
+    Those of `only` if it is not None, but not of `keep`; with `end` those of that end only. An end
+    without any claim goes with them: its builder or its remover has died.
+    """
+
+    guest: str | None  # None: everybody's claims
+    only: tuple[str, ...] | None = None
+    keep: tuple[str, ...] = ()
+    end: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelsReleased:
+    """Answer to `ReleaseTunnels`: interfaces that are gone, and sentences why others stay."""
+
+    removed: tuple[str, ...]
+    kept: tuple[str, ...]

@@ -12,7 +12,8 @@ from enum import StrEnum
 
 from qmigrate.core.home import Home
 from qmigrate.core.model import Finding, Severity
-from qmigrate.core.network import NONE, Adjacency, TunnelChoice, Verdict
+from qmigrate.core.network import NONE, Adjacency, Verdict
+from qmigrate.core.tunnels import TunnelChoice
 
 NAMES = frozenset(
     "segment-apart segment-unknown segment-trap guest-mac-there tunnel tunnel-impossible".split()  # noqa: SIM905 - as in core/argv

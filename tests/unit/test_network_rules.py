@@ -6,17 +6,9 @@ import pytest
 
 from qmigrate.core.home import Home
 from qmigrate.core.model import Severity
-from qmigrate.core.network import (
-    AUTO,
-    NONE,
-    Adjacency,
-    Trap,
-    TunnelChoice,
-    TunnelEnd,
-    Verdict,
-    Way,
-)
+from qmigrate.core.network import AUTO, NONE, Adjacency, Trap, Verdict, Way
 from qmigrate.core.network_rules import NAMES, At, Card, Evidence, findings, is_apart, route
+from qmigrate.core.tunnels import TunnelChoice, TunnelEnd
 
 B, U, W = Severity.BLOCKER, Severity.UNKNOWN, Severity.WARNING
 HOME = Home("alpha", "br0")
