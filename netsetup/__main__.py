@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from netsetup.commands import announce, probe, show, tunnel
+from netsetup.commands import announce, probe, relay, show, tunnel
 from netsetup.errors import NetsetupError
 
 
@@ -14,7 +14,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="netsetup", description="Make the network follow a guest that has moved."
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (announce, probe, show, tunnel):
+    for module in (announce, probe, relay, show, tunnel):
         module.add_parser(commands)
     return parser
 

@@ -25,17 +25,13 @@ from netsetup.kernel_tunnel import UNGUARDED
 from netsetup.links import IFF_UP, other_names
 from netsetup.mtu import Manner
 from netsetup.offloads import cut_offloads, offloads, restore_offloads
-from netsetup.port_filters import (
-    EGRESS,
-    INGRESS,
-    ProgramFilter,
-    ensure_filters,
-    filters_differ,
-)
-from netsetup.tunnel_parts import Carried, Parts, fresh
+from netsetup.port_filters import EGRESS, INGRESS, ProgramFilter, filters_differ
+from netsetup.relay import RelaySpec
+from netsetup.relay_process import end_relay, ensure_relay, relay_wanting
+from netsetup.tunnel_parts import Carried, Parts
 from netsetup.tunnel_spec import Part, TunnelSpec
 from netsetup.underlay import Way, ensure_program, program_differs, way_to
-from netsetup.veth_tunnel import ATTEMPT_INDEX, ensure_ends, read
+from netsetup.veth_tunnel import ATTEMPT_INDEX, ensure_ends, guard_ends, raise_inner, read
 from netsetup.wire import ETHERIP, GRETAP, Wire, frame_untrusted, wire_of
 
 _PRIORITY = 1
@@ -69,18 +65,18 @@ class EbpfTunnel:
     def build(self, ip: Any, spec: TunnelSpec, parts: Parts, mtu_bytes: int) -> list[str]:
         """Make what is missing of the tunnel and put it in `parts`; return what was mended."""
         _need_ipv4(spec)
-        if spec.manner is Manner.FRAGMENTS:
-            raise HostError("frames that do not fit the path need a relay, which is not there yet")
         way = _ethernet_way(ip, spec)
         mended = ensure_ends(ip, spec, parts, mtu_bytes, self.backend)
         port, inner = parts[Part.PORT], parts[Part.INNER]
         mended += self._offload(port.get("ifname"), up=bool(port["flags"] & IFF_UP))
-        mended += self._guard(ip, spec, parts, way)
+        mended += guard_ends(ip, spec, parts, self._filters(spec, parts, way))
         program = decap_program(Decapsulation(wire_of(spec), port["index"]))
         mended += ensure_program(ip, spec, inner, way, program)
-        parts.update(fresh(ip, spec, Part.INNER))
-        if not parts[Part.INNER]["flags"] & IFF_UP:
-            ip.link("set", index=inner["index"], state="up")
+        raise_inner(ip, spec, parts)
+        if spec.manner is Manner.FRAGMENTS:
+            mended += ensure_relay(_relay(spec, way))
+        elif end_relay(spec.id):
+            mended.append("a relay carried it")
         return mended
 
     def read(self, parts: Parts) -> Carried | None:
@@ -111,6 +107,8 @@ class EbpfTunnel:
             problems.append(f"{way.name} has another program of it, or none")
         if self.kind == ETHERIP and offloads(port.get("ifname")):
             problems.append(f"frames come out of {port.get('ifname')} unfinished: it has offloads")
+        if spec.manner is Manner.FRAGMENTS:
+            problems += relay_wanting(_relay(spec, way))
         return problems
 
     def _offload(self, name: str, *, up: bool) -> list[str]:
@@ -121,32 +119,28 @@ class EbpfTunnel:
         # No kernel can cut what is in protocol 97.
         return [f"{name} had offloads"] if cut_offloads(name) and up else []
 
-    def _guard(self, ip: Any, spec: TunnelSpec, parts: Parts, way: Way) -> list[str]:
-        """Put the filters on; an interface that has wrong ones is taken down first."""
-        mended = []
-        for part, filters in self._filters(spec, parts, way):
-            index = parts[part]["index"]
-            if not filters_differ(index, filters):
-                continue
-            if parts[part]["flags"] & IFF_UP:
-                mended.append(f"{parts[part].get('ifname')} had other filters")
-                ip.link("set", index=index, state="down")
-                parts.update(fresh(ip, spec, part))
-            ensure_filters(ip, index, filters)
-        return mended
-
     def _filters(
         self, spec: TunnelSpec, parts: Parts, way: Way
     ) -> tuple[tuple[Part, tuple[ProgramFilter, ...]], ...]:
         inner = parts[Part.INNER]["index"]
-        path_mtu_bytes = min(spec.path_mtu_bytes or way.mtu_bytes, way.mtu_bytes)
-        tunnel = _encapsulation(wire_of(spec), path_mtu_bytes, way.index, inner, spec.manner)
+        wire = wire_of(spec)
+        tunnel = _encapsulation(wire, _path_mtu(spec, way), way.index, inner, spec.manner)
         encap = ProgramFilter(INGRESS, _PRIORITY, encap_program(tunnel))
         trim = ProgramFilter(EGRESS, _PRIORITY, trim_program(tunnel.limit_bytes))
         return (
             (Part.INNER, (encap,)),
             (Part.PORT, (trim,) if spec.manner is Manner.FRAGMENTS else ()),
         )
+
+
+def _path_mtu(spec: TunnelSpec, way: Way) -> int:
+    return min(spec.path_mtu_bytes or way.mtu_bytes, way.mtu_bytes)
+
+
+def _relay(spec: TunnelSpec, way: Way) -> RelaySpec:
+    wire = wire_of(spec)
+    limit_bytes = _path_mtu(spec, way) - wire.outer_bytes
+    return RelaySpec(spec.id, spec.name(Part.INNER), wire, longer_than=limit_bytes)
 
 
 def _encapsulation(

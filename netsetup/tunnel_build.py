@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from netsetup.errors import HostError, NetsetupError, NoSuchLinkError, NotOursError
 from netsetup.links import IFF_UP, Message, other_names
 from netsetup.private_bridge import ensure_private_bridge
+from netsetup.relay_process import end_relay
 from netsetup.taps import get_link, join_vlan, need_link
 from netsetup.tunnel_parts import Carried, Parts
 from netsetup.tunnel_spec import (
@@ -34,6 +35,7 @@ from netsetup.tunnel_spec import (
     part_named,
 )
 from netsetup.underlay import release_underlay
+from netsetup.veth_tunnel import clear_ends
 
 LOCK_DEADLINE_S = 5.0  # building takes 30 ms; below `rtnl.DEADLINE_S`, which gives up the answer
 _LOCK_RETRY_S = 0.01
@@ -192,7 +194,8 @@ def _create(ip: Any, spec: TunnelSpec, kind: Kind, parts: Parts) -> list[str]:
     mtu_bytes = max(spec.mtu_bytes, bridge.get("mtu"))
     had = parts[Part.PORT]["index"] if Part.PORT in parts else None
     if kind.backend == "kernel":
-        release_underlay(ip, parts)  # of programs that carried it before
+        end_relay(spec.id)
+        clear_ends(ip, parts)
     mended += kind.build(ip, spec, parts, mtu_bytes)
     port = need_link(ip, spec.name(Part.PORT))
     _claim(ip, spec, parts, port)
@@ -273,6 +276,7 @@ def _remove(ip: Any, found: Found, guest: str | None) -> Removal:
 
 def _take_away(ip: Any, found: Found) -> tuple[str, ...]:
     removed = []
+    end_relay(found.id)  # the next of this name must not find it on its way out
     release_underlay(ip, found.parts)
     for part in _TAKE_AWAY:
         message = found.parts.get(part)

@@ -15,13 +15,14 @@ from typing import Any
 import trio
 
 from netsetup.choice import BACKENDS, Ability
-from netsetup.ebpf_tunnel import ETHERIP_EBPF
+from netsetup.ebpf_tunnel import ETHERIP_EBPF, GRETAP_EBPF
 from netsetup.errors import HostError, NetsetupError, UsageError
 from netsetup.gretap import GRETAP
 from netsetup.homes import Home
 from netsetup.links import IFF_UP, BridgePort, port_of
 from netsetup.links import bridge_of as read_bridge
 from netsetup.mtu import Manner
+from netsetup.relay_tunnel import ETHERIP_RELAY, GRETAP_RELAY
 from netsetup.rtnl import Rtnl
 from netsetup.tunnel_build import (
     Found,
@@ -41,8 +42,12 @@ from netsetup.vxlan import VXLAN
 CARRIER_S = 1.5  # the kernel tells of a link that came up within a second (net/core/link_watch.c)
 _RTMGRP_LINK = 1
 
+# The cheapest of each wire format first.
+_KINDS: tuple[Kind, ...] = (
+    VXLAN, GRETAP, GRETAP_EBPF, ETHERIP_EBPF, GRETAP_RELAY, ETHERIP_RELAY,
+)  # fmt: skip
 KINDS: Mapping[tuple[str, str], Kind] = MappingProxyType(
-    {(kind.kind, kind.backend): kind for kind in (VXLAN, GRETAP, ETHERIP_EBPF)}
+    {(kind.kind, kind.backend): kind for kind in _KINDS}
 )
 
 

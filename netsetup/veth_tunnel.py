@@ -5,13 +5,15 @@ device each step looks first, and nothing is left unguarded: what the bridge sen
 comes out of the inner end, where it is taken or dropped; the host itself is deaf there.
 """
 
+from collections.abc import Iterable
 from errno import EEXIST
 from typing import Any
 
 from netsetup.errors import HostError
 from netsetup.inner_marks import carrier_name, is_carrier, is_wire, read_names, wire_name
-from netsetup.links import other_names
+from netsetup.links import IFF_UP, other_names
 from netsetup.mtu import MAX_MTU_BYTES
+from netsetup.port_filters import Filter, ensure_filters, filters_differ
 from netsetup.tunnel_parts import (
     Carried,
     Parts,
@@ -59,6 +61,37 @@ def read(parts: Parts, backend: str) -> Carried | None:
         return None
     marks = read_names(other_names(parts[Part.INNER]))
     return marks.carried if marks.backend == backend else None
+
+
+def clear_ends(ip: Any, parts: Parts) -> None:
+    """Make room for what carries frames by a device: delete ends that carry them without."""
+    if any(map(is_carrier, other_names(parts[Part.INNER]) if Part.INNER in parts else ())):
+        release_underlay(ip, parts)
+        delete_parts(ip, parts, {Part.PORT, Part.INNER})
+
+
+def guard_ends(
+    ip: Any, spec: TunnelSpec, parts: Parts, filters: Iterable[tuple[Part, tuple[Filter, ...]]]
+) -> list[str]:
+    """Put filters on both ends; one that has wrong ones is taken down first."""
+    mended = []
+    for part, wanted in filters:
+        index = parts[part]["index"]
+        if not filters_differ(index, wanted):
+            continue
+        if parts[part]["flags"] & IFF_UP:
+            mended.append(f"{parts[part].get('ifname')} had other filters")
+            ip.link("set", index=index, state="down")
+            parts.update(fresh(ip, spec, part))
+        ensure_filters(ip, index, wanted)
+    return mended
+
+
+def raise_inner(ip: Any, spec: TunnelSpec, parts: Parts) -> None:
+    """Set the inner end up."""
+    parts.update(fresh(ip, spec, Part.INNER))
+    if not parts[Part.INNER]["flags"] & IFF_UP:
+        ip.link("set", index=parts[Part.INNER]["index"], state="up")
 
 
 def _drop_misfits(ip: Any, spec: TunnelSpec, parts: Parts) -> list[str]:

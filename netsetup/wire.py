@@ -171,3 +171,10 @@ def told(fate: Fate, *, outwards: bool, relay: bool) -> str:
             return "dropped: the kernel would not change or send it"
         case _:
             assert_never(fate)
+
+
+def of_one_wire(target: bytes | bytearray) -> bool:
+    """Whether a frame to this address belongs to one wire, as `netsetup.bpf` tells in programs."""
+    if target[:4] == b"\x01\x80\xc2\x00":
+        return target[4] == 0 and not target[5] & 0xD0
+    return target[:5] == b"\x01\x00\x0c\xcc\xcc" and target[5] & 0xFE == 0xCC
