@@ -159,18 +159,30 @@ class OpensshStream(ProcessStream):
             for pipe in (self._process.stdin, self._process.stdout):
                 if pipe:
                     await pipe.aclose()
-            for limit_s, signum in ((HANG_UP_S, signal.SIGTERM), (END_DEADLINE_S, signal.SIGKILL)):
-                with trio.move_on_after(limit_s if self.greeted.is_set() else 0):
-                    await self._process.wait()
-                # None: not reaped, so the number of its group is still its own
-                if self._process.returncode is None:
-                    with suppress(ProcessLookupError):
-                        os.killpg(self._process.pid, signum)
-            await self._process.wait()
             if self._log is None:
+                await self._end()
                 self._log = self.log()
                 os.close(self._log_fd)
         await trio.lowlevel.checkpoint()
+
+    async def _end(self) -> None:
+        """End ssh and its group. Not reaped before that, so the group's number is still its own."""
+        if self._process._proc.returncode is not None:
+            return  # reaped: it ended by itself, and ended its proxy
+        pidfd = os.pidfd_open(self._process.pid)
+        try:
+            if self.greeted.is_set():  # else nobody is in: nothing to say goodbye to
+                for limit_s, signum in ((HANG_UP_S, signal.SIGTERM), (END_DEADLINE_S, None)):
+                    with trio.move_on_after(limit_s):
+                        await trio.lowlevel.wait_readable(pidfd)
+                        break
+                    if signum:
+                        signal.pidfd_send_signal(pidfd, signum)
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        finally:
+            os.close(pidfd)
+        await self._process.wait()
 
 
 class OpensshSession:

@@ -175,7 +175,7 @@ async def _open_ssh(
     async with AsyncExitStack() as stack:
         session: Session
         try:
-            conf, known, reason = await _prepare(destination, spec.ssh_config)
+            conf, known, reason = await _prepare(destination, spec)
             if reason:
                 what = f"the ssh configuration of {destination} wants {reason}"
                 fix = "leave it to the system's ssh: --ssh openssh"
@@ -207,7 +207,7 @@ async def _by_paramiko(
         yield session
 
 
-async def _prepare(destination: str, file: str | None) -> tuple[SshConfig, KnownKeys, str | None]:
+async def _prepare(destination: str, spec: HostSpec) -> tuple[SshConfig, KnownKeys, str | None]:
     """Read the configuration while paramiko is being imported, which takes longer than a login.
 
     Returns also what only OpenSSH can do of it; then the import is not waited for.
@@ -220,8 +220,10 @@ async def _prepare(destination: str, file: str | None) -> tuple[SshConfig, Known
     with one_error():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(trio.to_thread.run_sync, load, abandon_on_cancel=True))
-            conf = await resolve(destination, file)
-            reason = needs_openssh(conf, has_master=await _has_master(conf))
+            conf = await resolve(destination, spec.ssh_config)
+            # A master is a reason for choosing, none for refusing.
+            has_master = spec.ssh_client is SshClient.AUTO and await _has_master(conf)
+            reason = needs_openssh(conf, has_master=has_master)
             if reason is None:
                 known = await find_known_keys(conf)
                 if only_by_authority(known):

@@ -221,6 +221,8 @@ def explain(
         what = f"{conf.hostname} starts no command for {conf.user}: {why}"
         return UnreachableError(what, phase="connect", last_words=words)
     what = f"ssh did not reach {conf.hostname} port {conf.port}"
+    if log.said:
+        what += f": {log.said[-1]}"
     return UnreachableError(what, phase="connect", last_words=words)
 
 
@@ -271,7 +273,13 @@ def _host_key(log: SshLog, conf: SshConfig, known: KnownKeys, words: str | None)
     if log.offered is not None:
         kind, print_ = log.offered
         verdict, lines = judge_print(kind, print_, known)
-        if verdict not in (Verdict.KNOWN, Verdict.AUTHORITY):
+        if verdict is Verdict.AUTHORITY:
+            places = ", ".join(k.place for k in lines)
+            what = f"{conf.port_name} is known by a certificate authority ({places})"
+            what += f"; it offered {kind} {print_} and no certificate of that authority"
+            fix = "have the host's key signed: HostCertificate in its sshd_config"
+            return HostKeyError(what, phase="connect", last_words=words, next_step=fix)
+        if verdict is not Verdict.KNOWN:
             return host_key_error(conf, verdict, lines, f"{kind} {print_}")
     what = f"ssh does not trust the host key of {conf.port_name}"
     if log.offered is not None:
