@@ -53,7 +53,7 @@ def read_log(text: str) -> SshLog:
     opened = shared = False
     status: int | None = None
     lines = text.splitlines()
-    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+    for line, following in zip(lines, [*lines[1:], ""], strict=False):
         debug = _DEBUG.match(line)
         words = line[debug.end() :] if debug else line
         if words.startswith("Authenticated to "):

@@ -66,6 +66,16 @@ def test_what_only_openssh_can_do_is_refused_by_name(line: str, reason: str) -> 
     assert reason in (needs_openssh(parsed(line)) or "")
 
 
+def test_a_master_that_listens_is_a_reason_and_its_path_alone_is_none() -> None:
+    conf = parsed("controlpath /run/cm", "controlmaster auto")
+    assert needs_openssh(conf) is None
+    assert "/run/cm" in (needs_openssh(conf, has_master=True) or "")
+
+
+def test_a_host_key_alias_with_a_token_of_openssh_is_left_to_it() -> None:
+    assert "HostKeyAlias" in (needs_openssh(parsed("hostkeyalias %C")) or "")
+
+
 @pytest.mark.parametrize(
     "line",
     [
