@@ -20,10 +20,7 @@ from dataclasses import dataclass, replace
 
 import trio
 
-from qmigrate.core.errors import (
-    LinkRefusedError,
-    LinkUnreachableError,
-)
+from qmigrate.core.errors import LinkRefusedError, LinkUnreachableError
 from qmigrate.core.model import Address, Side
 from qmigrate.core.secret import Identity
 from qmigrate.core.timeline import ClockOffset, ClockSample, estimate_offset
@@ -105,6 +102,11 @@ class Endpoint:
     def addresses(self) -> tuple[Address, ...]:
         """Where the peer can dial this side."""
         return self._door.addresses
+
+    @property
+    def identity(self) -> Identity:
+        """Who we are, and whom we answer to, as of now."""
+        return self._spec.identity
 
     def set_peer(self, addresses: tuple[Address, ...]) -> None:
         """Say where the peer listens, the preferred first; may be called again when it moves."""

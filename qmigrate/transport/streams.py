@@ -50,6 +50,11 @@ class Outgoing:
         return self.next_offset - self.acknowledged
 
     @property
+    def waiting_bytes(self) -> int:
+        """Bytes that no connection was given, because one was lost."""
+        return sum(chunk.length for chunk in self._waiting if chunk.after > self.acknowledged)
+
+    @property
     def room_bytes(self) -> int:
         """How many bytes may be accepted now; 0 once it has ended."""
         return 0 if self.ended else max(0, self.window_bytes - self.unacknowledged_bytes)
