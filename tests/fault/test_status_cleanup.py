@@ -151,6 +151,7 @@ def test_a_job_whose_agents_died_for_good_is_shown_and_left_to_resolve(faulty: F
     faulty.assert_never_two()
 
 
+@pytest.mark.long
 def test_a_twin_that_was_refused_for_good_is_ended_with_all_it_lived_on(faulty: Faulty) -> None:
     site = faulty.site
     site.start(faulty.tiny())
@@ -199,6 +200,7 @@ def test_a_live_move_is_told_by_its_agents_and_cancelled_by_its_guests_name(faul
     assert site.jobs("alpha") == site.jobs("beta") == []
 
 
+@pytest.mark.long
 def test_old_logs_go_and_those_of_a_guest_that_lives_here_stay(faulty: Faulty) -> None:
     site = faulty.site
     site.start(faulty.tiny())
@@ -227,6 +229,7 @@ def lives(site: Site, logs: Path) -> bool:
     return Path(f"/proc/{copy.pid}/fd/2").samefile(logs / "qemu.log")
 
 
+@pytest.mark.long
 def test_a_job_is_watched_and_cancelled_by_its_guests_name(faulty: Faulty) -> None:
     site = faulty.site
     site.start(faulty.tiny())

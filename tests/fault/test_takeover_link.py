@@ -28,6 +28,7 @@ def test_go_and_running_pass_through_the_controller(faulty: Faulty, side: str, m
         assert_ended_on(faulty, struck, "beta")
 
 
+@pytest.mark.long
 def test_a_refusal_passes_through_the_controller(faulty: Faulty) -> None:
     start(faulty)
     struck = faulty.begin("tiny1", *SLOW, points=["source:after migrate:stop"])
@@ -41,6 +42,7 @@ def test_a_refusal_passes_through_the_controller(faulty: Faulty) -> None:
         assert "not heard of" not in moved.stdout  # it has said farewell, through the controller
 
 
+@pytest.mark.long
 def test_another_controller_may_carry_when_the_first_has_gone(faulty: Faulty) -> None:
     start(faulty)
     struck = faulty.begin("tiny1", points=["source:before send-go:stop"])

@@ -13,6 +13,7 @@ SLOW = ("--bandwidth", "1MiB")  # a copy that does not end by itself meanwhile
 pytestmark = [pytest.mark.fault, pytest.mark.qemu, pytest.mark.net]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("host", ["alpha", "beta"])
 def test_an_agent_without_its_guardian_leaves_nothing_behind(faulty: Faulty, host: str) -> None:
     start(faulty)
@@ -59,6 +60,7 @@ def test_a_revived_side_is_carried_for_when_the_hosts_have_lost_each_other(fault
         assert_ended_on(faulty, struck, "beta")
 
 
+@pytest.mark.long
 def test_a_holder_that_answers_is_left_alone(faulty: Faulty) -> None:
     start(faulty)
     struck = faulty.begin("tiny1", *SLOW, points=["source:after migrate:hang"])
@@ -93,6 +95,7 @@ def test_a_holder_that_stands_still_is_killed_before_its_lock_is_taken(faulty: F
     assert_ended_on(faulty, struck, "beta")
 
 
+@pytest.mark.long
 def test_an_agent_that_died_with_its_guardian_is_revived_by_its_keys_own_successor(
     faulty: Faulty,
 ) -> None:

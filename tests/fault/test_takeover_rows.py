@@ -45,6 +45,7 @@ def _assert_nobody_runs(faulty: Faulty) -> None:
 # A source's new agent
 
 
+@pytest.mark.long
 def test_at_device_it_waits_for_the_verdict(faulty: Faulty) -> None:
     start(faulty)
     points = ["source:before migrate-continue:stop", "source:after migrate-continue:kill"]
@@ -57,6 +58,7 @@ def test_at_device_it_waits_for_the_verdict(faulty: Faulty) -> None:
     assert_ended_on(faulty, struck, "beta")
 
 
+@pytest.mark.long
 def test_a_guest_that_runs_on_is_kept_and_the_destination_told_to_refuse(faulty: Faulty) -> None:
     site = faulty.site
     site.start(site.slow("tiny1", *faulty.tiny().more, seconds=0))
@@ -94,6 +96,7 @@ def test_complete_and_no_go_sent_it_is_brought_back_if_nobody_answers(faulty: Fa
 # Hosts that lose their power
 
 
+@pytest.mark.long
 def test_a_destination_that_was_rebooted_after_go_is_no_reason_to_resume(faulty: Faulty) -> None:
     start(faulty)
     struck = faulty.begin("tiny1", points=["destination:before answer-running:stop"])
@@ -143,6 +146,7 @@ def test_a_source_that_lost_its_power_leaves_a_copy_that_waits_to_be_told(
 # What a guest comes back to
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("moment", ["after migrate", "before check", "before migrate-continue"])
 def test_a_guest_that_was_stopped_for_the_move_runs_again_whoever_dies(
     faulty: Faulty, moment: str
@@ -187,6 +191,7 @@ def test_a_paused_guest_stays_paused_and_its_images_are_locked_again(faulty: Fau
 # What is asked too late, or too early
 
 
+@pytest.mark.long
 def test_a_cancel_after_migrate_continue_is_answered_that_it_is_being_decided(
     faulty: Faulty,
 ) -> None:
@@ -203,6 +208,7 @@ def test_a_cancel_after_migrate_continue_is_answered_that_it_is_being_decided(
     assert_ended_on(faulty, struck, "beta")
 
 
+@pytest.mark.long
 def test_a_destination_whose_agent_dies_before_its_twin_listens_ends_clean(faulty: Faulty) -> None:
     start(faulty)
     struck = faulty.begin("tiny1", points=["destination:at start:stop"])
@@ -254,6 +260,7 @@ def test_a_source_that_somebody_let_run_gets_no_second_copy(faulty: Faulty) -> N
     assert_ended_on(faulty, struck, "alpha")
 
 
+@pytest.mark.long
 def test_a_source_that_somebody_let_run_while_go_could_not_be_sent_keeps_the_guest(
     faulty: Faulty,
 ) -> None:
@@ -272,6 +279,7 @@ def test_a_source_that_somebody_let_run_while_go_could_not_be_sent_keeps_the_gue
     assert_ended_on(faulty, struck, "alpha")
 
 
+@pytest.mark.long
 def test_a_destination_that_somebody_let_run_is_not_quit(faulty: Faulty) -> None:
     site = faulty.site
     site.start(site.slow("tiny1", *faulty.tiny().more, seconds=0))

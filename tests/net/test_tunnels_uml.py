@@ -96,6 +96,7 @@ def raw_gre() -> socket.socket:
     return socket.socket(socket.AF_INET, socket.SOCK_RAW, 47)
 
 
+@pytest.mark.long
 async def test_gretap_over_ipv6_that_would_lose_frames_is_refused() -> None:
     found = fit("gretap", 6, mtu_bytes=1500, path_mtu_bytes=1500)
     assert found.manner is Manner.LOST
@@ -145,6 +146,7 @@ async def test_a_home_in_a_vlan_is_joined_there_and_nowhere_else() -> None:
         assert nothing_left(sites.alpha) == before
 
 
+@pytest.mark.long
 async def test_a_guest_that_tags_itself_keeps_its_tags() -> None:
     spec = spec_for("vxlan", 4, 9000)
     with two_sites(9000) as sites:
@@ -157,6 +159,7 @@ async def test_a_guest_that_tags_itself_keeps_its_tags() -> None:
         assert echo(sites.client, "198.51.100.9", 1472) == "ok"
 
 
+@pytest.mark.long
 async def test_a_kind_in_use_is_not_replaced_by_another() -> None:
     spec = spec_for("gretap", 4, 9000)
     with two_sites(9000) as sites, sites.alpha.entered():
