@@ -355,7 +355,11 @@ class Pumps:
                     if isinstance(item, bytes):
                         wire.send(item)
                     else:
-                        self._send(wire, item, packer)
+                        try:
+                            self._send(wire, item, packer)
+                        finally:
+                            with self._lock:
+                                item.senders -= 1
                     if wire.records >= RENEW_RECORDS:
                         break
 
@@ -384,6 +388,7 @@ class Pumps:
                 for stream in self._streams.values():
                     chunk = None if stream.dead else stream.out.take(carrier)
                     if chunk is not None:
+                        chunk.senders += 1
                         return chunk
             with self._turn:
                 fresh = self._read_local(slot, carrier)
@@ -456,6 +461,7 @@ class Pumps:
             if slot.carrier != carrier or slot.wire is None:
                 stream.out.lose(carrier)
                 return None
+            chunk.senders += 1
             return chunk
 
     def _send(self, wire: Wire, chunk: Chunk, packer: Packer | None) -> None:
@@ -558,7 +564,8 @@ class Pumps:
             self._count.stalls += 1
             self._count.stalled_s += stalled_s
         for chunk in forgotten:
-            self._give_back(chunk.record)
+            if not chunk.senders:  # else it is let go, and never used again
+                self._give_back(chunk.record)
         if full:
             self.wake()
         if stream.finished:

@@ -74,6 +74,7 @@ class Relay:
         self._failure: str | None = None
         self._qemu: socket.socket | None = None
         self._pumps: Pumps
+        self._nursery: trio.Nursery
 
     async def open(self) -> None:
         """Get ready for QEMU; for `open_relay`."""
@@ -133,6 +134,7 @@ class Relay:
         pumps = self._pumps
         try:
             async with trio.open_nursery() as nursery:
+                self._nursery = nursery
                 limiter = trio.CapacityLimiter(len(pumps.slots) + 1)
                 nursery.start_soon(self._stop_threads)
                 for slot in pumps.slots:
@@ -236,7 +238,13 @@ class Relay:
         except ProtocolError:
             wire.close()
             raise
+        if slot.sends:
+            self._nursery.start_soon(self._watch, slot, wire)
         self._news()
+
+    async def _watch(self, slot: Slot, wire: Wire) -> None:
+        await wire.wait_end()
+        self._pumps.broken(slot, wire)
 
 
 async def _in_thread(limiter: trio.CapacityLimiter, work: Callable[[_T], None], about: _T) -> None:

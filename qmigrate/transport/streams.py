@@ -25,6 +25,9 @@ class Chunk:
     length: int
     record: memoryview  # whole and uncompressed, made once: two connections may read it at a time
     carrier: int | None = None  # the connection that it was last given to
+    # How many are sending it. It may be acknowledged meanwhile: an earlier connection had brought
+    # it before it was lost. Then `record` must not be written over yet.
+    senders: int = 0
 
     @property
     def after(self) -> int:

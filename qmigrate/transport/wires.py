@@ -8,6 +8,7 @@ answer (no tickets; Python never asks for new keys).
 """
 
 import fcntl
+import os
 import socket
 import ssl
 import struct
@@ -89,6 +90,21 @@ class Wire:
             self._sock.shutdown(socket.SHUT_RDWR)
         except OSError:
             return  # it is gone already
+
+    async def wait_end(self) -> None:
+        """Return when the peer has ended it, or we; for the side that sends and never listens.
+
+        Nothing is ever said to it: whatever can be read is an end. While it has nothing to send it
+        would not notice otherwise.
+        """
+        try:
+            fd = os.dup(self._sock.fileno())  # whoever uses the wire may close it meanwhile
+        except OSError:
+            return  # and has
+        try:
+            await trio.lowlevel.wait_readable(fd)
+        finally:
+            os.close(fd)
 
     def close(self) -> None:
         """Give the descriptor back; nobody may be using it any more."""

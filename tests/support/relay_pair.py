@@ -52,7 +52,9 @@ class Cable:
     def __init__(self, address: Address, target: Address) -> None:
         self.address, self.target = address, target
         self.accepted = 0
-        self.spoil_at: int | None = None  # flip a bit of this byte of what comes next and is so long
+        self.spoil_at: int | None = (
+            None  # flip a bit of this byte of what comes next and is so long
+        )
         self._scopes: set[trio.CancelScope] = set()
         self._flows = trio.Event()
         self._flows.set()
@@ -60,6 +62,11 @@ class Cable:
     @property
     def connections(self) -> int:
         return len(self._scopes)
+
+    def lead_nowhere(self) -> None:
+        """Reset all connections, now and from now on."""
+        self.target = Address("127.0.0.1", 9)
+        self.cut()
 
     def cut(self, number: int | None = None) -> None:
         """Reset all connections, or so many."""
@@ -85,6 +92,8 @@ class Cable:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._pump, front, back, scope)
                     nursery.start_soon(self._pump, back, front, scope)
+        except OSError:
+            pass  # nobody listens there any more
         finally:
             self._scopes.discard(scope)
             for stream in streams:
