@@ -86,9 +86,17 @@ def inner_mtu_bytes(kind: str, family: int, path_mtu_bytes: int, *, tags: int = 
 
 
 def fit(
-    kind: str, family: int, *, mtu_bytes: int, path_mtu_bytes: int | None, tags: int = 0
+    kind: str,
+    family: int,
+    *,
+    mtu_bytes: int,
+    path_mtu_bytes: int | None,
+    tags: int = 0,
+    relayed: bool = False,
 ) -> Fit:
     """Return how frames of `mtu_bytes` pass; a path that nobody measured counts as 1500.
+
+    With `relayed` a process carries them at both ends: its packets are the host's own, and cut.
 
     Raises `UsageError` for a wire format that is not known and an MTU that cannot be.
     """
@@ -101,7 +109,7 @@ def fit(
     said = f"the path takes {known} bytes" if path_mtu_bytes else "the path's MTU is not known"
     if needed <= known:
         return Fit(mtu_bytes, added, path_mtu_bytes, Manner.WHOLE, f"{said}, {needed} are needed")
-    manner = _TOO_BIG[kind, family]
+    manner = Manner.FRAGMENTS if relayed else _TOO_BIG[kind, family]
     said = f"{said} and {needed} are needed"
     smaller = f"a path of {needed} bytes, or one over IPv4, would avoid it"
     match manner:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from errno import ECONNREFUSED
+from errno import ECONNREFUSED, ECONNRESET
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def running(tunnel: str) -> Running | None:
                 next_step="see whether it is stopped: `ps` shows it by the tunnel's id",
             ) from exc
         except OSError as exc:
-            if exc.errno != ECONNREFUSED:
+            if exc.errno not in (ECONNREFUSED, ECONNRESET):  # none, or one at its end
                 raise
             return None
     return _parsed(pid, said)

@@ -126,6 +126,7 @@ def release_underlay(ip: Any, parts: Parts) -> None:
     name = next(filter(is_underlay, other_names(inner)))
     _release(ip, underlay, name.split("-")[1])
     _forget(ip, inner)
+    parts[Part.INNER] = ip.link("get", index=inner["index"])[0]
 
 
 def _forget(ip: Any, inner: Message) -> None:

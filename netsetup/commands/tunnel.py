@@ -103,11 +103,20 @@ def _add_create(actions: Any) -> None:
     create.add_argument("--home", required=True, type=_home, metavar="HOST/BRIDGE[@VLAN]")
     create.add_argument("--local", required=True, type=_address, help="this host's address")
     create.add_argument("--remote", required=True, type=_address, help="the other's")
-    create.add_argument("--kind", default="auto", help="auto (the default), vxlan, gretap")
-    create.add_argument("--key", type=int, help="VNI or GRE key; follows from the ends")
+    create.add_argument(
+        "--kind",
+        default="auto",
+        help="auto (the default), vxlan, gretap, etherip; with who carries it: etherip/relay",
+    )
+    create.add_argument(
+        "--key", type=int, help="VNI or GRE key, 0 for a GRE without; follows from the ends"
+    )
     create.add_argument("--mtu", type=int, default=1500, help="the guests' (1500)")
     create.add_argument(
         "--path-mtu", type=int, help="of the path between the hosts; what this host believes"
+    )
+    create.add_argument(
+        "--reversed-header", action="store_true", help="send EtherIP as NetBSD and old FreeBSD do"
     )
     create.add_argument("--udp-port", type=int, default=VXLAN_PORT)
     create.add_argument("--guest", action="append", default=[], help="who needs it; again for each")
@@ -190,7 +199,9 @@ async def _create(rtnl: "Rtnl", options: argparse.Namespace) -> "tuple[Made, Cho
         mtu_bytes=options.mtu,
         wanted=options.kind,
     )
-    key = options.key or choose_key(options.home, options.local, options.remote, taken=frozenset())
+    key = options.key
+    if key is None:
+        key = choose_key(options.home, options.local, options.remote, taken=frozenset())
     spec = TunnelSpec(
         kind=choice.kind,
         local=options.local,
@@ -204,6 +215,8 @@ async def _create(rtnl: "Rtnl", options: argparse.Namespace) -> "tuple[Made, Cho
         guests=tuple(options.guest),
         udp_port=options.udp_port,
         isolated=not options.no_split_horizon,
+        path_mtu_bytes=path_mtu,
+        reversed_header=options.reversed_header,
     )
     return await create(rtnl, spec, backend=choice.backend), choice
 

@@ -34,6 +34,8 @@ def to_json(tunnel: Tunnel) -> dict[str, Any]:
         "taps": list(tunnel.taps),
         "problems": list(tunnel.problems),
         "notes": list(tunnel.notes),
+        "path_mtu_bytes": tunnel.path_mtu_bytes,
+        "reversed_header": tunnel.reversed_header,
     }
 
 
@@ -63,6 +65,8 @@ def from_json(fields: Any) -> Tunnel:
             bridge=fields["bridge"],
             guests=tuple(_word(guest) for guest in fields["guests"]),
             taps=tuple(_word(tap) for tap in fields["taps"]),
+            path_mtu_bytes=fields.get("path_mtu_bytes"),
+            reversed_header=bool(fields.get("reversed_header")),
         )
     except (KeyError, TypeError, ValueError) as exc:
         raise UsageError(f"this is no tunnel of `netsetup tunnel list --json`: {exc!r}") from exc

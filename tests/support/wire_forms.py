@@ -15,26 +15,42 @@ def _frame(words: str, length: int = 0) -> bytes:
     return octets.ljust(max(length, len(octets)), b"\xa5")
 
 
-_IPV4 = "4500 0000 0001 0000 4011 0000 c0000209 c0000201"
-_IPV6 = f"6000 0000 0010 1140 {'20010db8' + '00' * 11}09 {'20010db8' + '00' * 11}01"
+def _ipv4(before: str, length: int) -> bytes:
+    """Return a frame with an IPv4 header that is right: a bridge may look."""
+    head = bytes.fromhex(f"{before} 0800")
+    fields = (0x45, 0, length - len(head), 1, 0, 64, 17)
+    ends = bytes.fromhex("c0000209 c0000201")
+    total = sum(
+        half for (half,) in struct.iter_unpack("!H", struct.pack("!BBHHHBBH", *fields, 0) + ends)
+    )
+    total = (total & 0xFFFF) + (total >> 16)
+    return (head + struct.pack("!BBHHHBBH", *fields, ~total & 0xFFFF) + ends).ljust(length, b"\xa5")
+
+
+def _ipv6(before: str, length: int) -> bytes:
+    head = bytes.fromhex(f"{before} 86dd")
+    ends = bytes.fromhex(f"20010db8 {'00' * 11} 09 20010db8 {'00' * 11} 01")
+    header = struct.pack("!IHBB", 6 << 28, length - len(head) - 40, 17, 64) + ends
+    return (head + header).ljust(length, b"\xa5")
+
 
 FORMS: dict[str, bytes] = {
-    "untagged ipv4": _frame(f"{_B}{_A} 0800 {_IPV4}", 98),
-    "full ipv4": _frame(f"{_B}{_A} 0800 {_IPV4}", 1514),
-    "jumbo ipv4": _frame(f"{_B}{_A} 0800 {_IPV4}", 9014),
-    "minimum ipv4": _frame(f"{_B}{_A} 0800 {_IPV4}", 60),
-    "ipv6": _frame(f"{_B}{_A} 86dd {_IPV6}", 70),
-    "full ipv6": _frame(f"{_B}{_A} 86dd {_IPV6}", 1514),
+    "untagged ipv4": _ipv4(f"{_B}{_A}", 98),
+    "full ipv4": _ipv4(f"{_B}{_A}", 1514),
+    "jumbo ipv4": _ipv4(f"{_B}{_A}", 9014),
+    "minimum ipv4": _ipv4(f"{_B}{_A}", 60),
+    "ipv6": _ipv6(f"{_B}{_A}", 70),
+    "full ipv6": _ipv6(f"{_B}{_A}", 1514),
     "arp as a guest sends it": _frame(f"{BROADCAST}{_A} 0806 0001 0800 0604 0001", 42),
     "arp padded": _frame(f"{BROADCAST}{_A} 0806 0001 0800 0604 0001", 60),
     "rarp": _frame(f"{BROADCAST}{_A} 8035 0001 0800 0604 0003", 60),
-    "vlan": _frame(f"{_B}{_A} 8100 0005 0800 {_IPV4}", 102),
+    "vlan": _ipv4(f"{_B}{_A} 8100 0005", 102),
     "vlan with priority and arp": _frame(f"{BROADCAST}{_A} 8100 e005 0806 0001", 64),
-    "full vlan": _frame(f"{_B}{_A} 8100 0005 86dd {_IPV6}", 1518),
-    "service and customer vlan": _frame(f"{_B}{_A} 88a8 0006 8100 0005 0800 {_IPV4}", 106),
+    "full vlan": _ipv6(f"{_B}{_A} 8100 0005", 1518),
+    "service and customer vlan": _ipv4(f"{_B}{_A} 88a8 0006 8100 0005", 106),
     "llc": _frame(f"{_B}{_A} 0026 aaaa 03", 60),
     "unknown ethertype": _frame(f"{_B}{_A} 88b6", 77),
-    "multicast": _frame(f"01005e000001 {_A} 0800 {_IPV4}", 60),
+    "multicast": _ipv4(f"01005e000001 {_A}", 60),
 }
 
 OF_ONE_WIRE: dict[str, bytes] = {
