@@ -85,6 +85,7 @@ class DestinationAgent(JobAgent):
                 self.nursery.start_soon(self.read_inbox)
                 if self._unstarted:
                     await self.over.wait()
+                self.mark("ready")
                 self.ready.set()
                 if not self.over.is_set():
                     self._wait_for_peer("the source did not appear")
@@ -124,6 +125,7 @@ class DestinationAgent(JobAgent):
                     start_ticks=started.start_ticks,
                     monitor=started.monitor,
                 )
+                self.mark("started")
             await self._hold(started, self.spec.patience.start_s)
             await self.fault("at prepare")
         except (QmigrateError, OSError) as exc:
@@ -155,6 +157,7 @@ class DestinationAgent(JobAgent):
         )
         self.nursery.start_soon(self._follow, self.qemu)
         await self.qemu.wait_open(deadline_s)
+        self.mark("greeted")
         self.facts = TwinFacts(
             started.pid,
             await shape(self.qemu.qemu),
@@ -325,7 +328,7 @@ class DestinationAgent(JobAgent):
                 if self.state is D.DONE:
                     void = ReleaseTunnels(self.tag, keep=self.spec.network.tunnels)
                     self.left += await release(self.rtnl, void, self.spec.host)
-                await self.send(peer.Farewell(self.left))
+                await self.send(peer.Farewell(self.left, tuple(self.marks)))
                 self.over.set()
             case _:
                 raise HostError(f"a destination cannot {effect}")

@@ -147,6 +147,7 @@ async def end(agent: "SourceAgent") -> None:
     if not heard:
         agent.left += (f"{agent.spec.peer_host}: not heard of since the link broke",)
     await look_at_boot(agent)
+    agent.mark("reporting")
     agent.say_marks()
     agent.finish(report_of(agent))
     agent.over.set()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 async def load(agent: "DestinationAgent", request: peer.Load) -> None:
     """Hand QEMU its end of the memory stream, which travels beside a direct link only."""
+    agent.mark("load asked")
     direct = agent.linking.direct
     if agent.qemu is None or direct is None or agent.endpoint is None:
         agent.say(f"there is no direct link to load {request.socket} from")
@@ -21,15 +22,18 @@ async def load(agent: "DestinationAgent", request: peer.Load) -> None:
         qemu = agent.qemu.qemu
         learn_whether_it_ran(agent, ran=request.ran)
         await agent.qemu.tune(Party.DESTINATION, Options())
+        agent.mark("tuned")
         # Early: netlink takes milliseconds, and later the guest stands still.
         macs = {tap.netdev: tap.mac for tap in agent.plan.twin.taps if tap.mac}
         await agent.announcing.arm_twin(agent._exits, agent.taps, macs)
+        agent.mark("armed")
         name = request.socket
         data_s = agent.spec.patience.data_s
         with await agent.endpoint.data_socket(direct, name, data_s) as data:
             await qemu.monitor.pass_fd(data.fileno(), name)
         await agent.fault("at loading")
         await qemu.incoming_fd(request.socket)
+        agent.mark("loading")
         await agent.send(peer.Loading())
     except QmigrateError as exc:
         agent.complain()

@@ -25,7 +25,7 @@ from typing import Any
 from cattrs.strategies import configure_tagged_union
 
 from qmigrate.agent.protocol import codec, parse_json_untrusted, structure_untrusted
-from qmigrate.core.job import Announced, AnnounceReport, TwinFacts
+from qmigrate.core.job import Announced, AnnounceReport, Mark, TwinFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +131,7 @@ class Farewell:
     """The destination's last words."""
 
     leftovers: tuple[str, ...]
+    marks: tuple[Mark, ...] = ()  # for the report: when what happened here
 
 
 FromSource = Load | AreYouReady | Go | Ask | Refuse | Finish

@@ -43,11 +43,13 @@ class Preparation:
         agent = self._agent
         try:
             mine = await shape(agent.qemu.qemu)
+            agent.mark("shape known")
             await self._within(
                 agent.spec.patience.twin_s, self._twin_known, "did not say what it has started"
             )
             if self.twin is None:
                 return
+            agent.mark("twin known")
             self.findings = tuple(differences(mine, self.twin.shape, host=agent.spec.peer_host))
             if self.findings:
                 what = "; ".join(finding.message for finding in self.findings)
@@ -58,6 +60,7 @@ class Preparation:
                 )
                 return
             await agent.qemu.tune(Party.SOURCE, options_of(agent.limits))
+            agent.mark("tuned")
             await self._join()
             agent.post(SourceEvent.START)
         except QmigrateError as exc:
@@ -84,6 +87,7 @@ class Preparation:
         loading_s = agent.spec.patience.loading_s
         with await agent.endpoint.data_socket(direct, SOCKET, loading_s) as data:
             await agent.qemu.qemu.monitor.pass_fd(data.fileno(), SOCKET)
+        agent.mark("joined")
         await self._within(loading_s, self._loading, "did not begin to load")
 
     async def forget_socket(self) -> None:

@@ -48,6 +48,7 @@ def report_of(agent: "SourceAgent") -> JobReport:
         still_enabled=agent.still_enabled,
         leftovers=agent.left,
         faults=agent.spec.faults,
+        destination_marks=agent.peer_marks,
     )
 
 

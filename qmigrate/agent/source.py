@@ -35,6 +35,7 @@ from qmigrate.core.job import (
     AnnounceReport,
     JobNote,
     Limits,
+    Mark,
     SourceSpec,
 )
 from qmigrate.core.model import RUNS, RunState, Side
@@ -45,6 +46,7 @@ from qmigrate.qmp.events import (
     Event,
     MigrationEvent,
     MigrationStatus,
+    PassEvent,
     ResetEvent,
     ResumeEvent,
     ShutdownEvent,
@@ -52,6 +54,8 @@ from qmigrate.qmp.events import (
 )
 from qmigrate.qmp.migration import MigrationProgress
 
+PASSES_MARKED = 64  # a guest that does not converge has hundreds
+MARKS_LIMIT = 128  # of the peer's; a move has 20
 LEFTOVERS_LIMIT, WORDS_LIMIT, REASON_LIMIT = (
     16,
     400,
@@ -88,6 +92,7 @@ class SourceAgent(JobAgent):
         self.announced: AnnounceReport | None = None
         self.guest_events: list[str] = []
         self.left: tuple[str, ...] = ()
+        self.peer_marks: tuple[Mark, ...] = ()
         self.still_enabled: str | None = None
         self.pace = Pace(self, lambda: self.state is S.COPYING)
         self.preparation = Preparation(self)
@@ -114,6 +119,7 @@ class SourceAgent(JobAgent):
                 else:
                     await self._open()
                 self.nursery.start_soon(self.read_inbox)
+                self.mark("ready")
                 self.ready.set()
                 if not self.over.is_set():
                     self.nursery.start_soon(self.linking.keep, endpoint, self.spec.patience.link_s)
@@ -231,6 +237,7 @@ class SourceAgent(JobAgent):
             case peer.Farewell():
                 theirs = (what[:WORDS_LIMIT] for what in message.leftovers[:LEFTOVERS_LIMIT])
                 self.left += tuple(f"{self.spec.peer_host}: {what}" for what in theirs)
+                self.peer_marks = message.marks[:MARKS_LIMIT]
                 self._farewell.set()
             case _:
                 self.say(f"not for a source: {type(message).__name__}")
@@ -268,6 +275,8 @@ class SourceAgent(JobAgent):
                 self.guest_events.append(f"shut down: {event.reason}")
             case ResetEvent():
                 self.guest_events.append(f"was reset: {event.reason}")
+            case PassEvent() if event.number <= PASSES_MARKED:
+                self.mark(f"pass {event.number}")
             case MigrationEvent(status=MigrationStatus.PRE_SWITCHOVER):
                 self.mark("pre-switchover")
                 await self.fault("at pre-switchover")

@@ -1,6 +1,7 @@
 """``qmigrate migrate``: move a running guest to another host."""
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from qmigrate.cli.context import Context
@@ -18,6 +19,7 @@ qmigrate migrate web1 beta --offline              stopped meanwhile
 qmigrate migrate web1 beta --dry-run              plan and findings; nothing is touched
 qmigrate migrate web1 gamma --tunnel none         only if the guest's network is there too
 qmigrate migrate web1 beta --bandwidth 800Mbit --downtime-limit 50
+qmigrate migrate web1 beta --profile              and where each millisecond went
 qmigrate migrate web1 beta --json >result.json"""
 
 
@@ -44,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--timeout", type=_positive, metavar="S", help="give the copy up after so many seconds"
     )
     parser.add_argument("--dry-run", action="store_true", help="plan, findings, new command line")
+    parser.add_argument("--profile", action="store_true", help="show where the time goes")
     parser.add_argument("--detach", action="store_true", help="start it and leave it to itself")
     # For tests: said in the agents' HELLO and in the result, so that no such move passes for one
     # in earnest. A flag, not the environment, which is inherited unseen.
@@ -251,6 +254,10 @@ async def run(context: Context, args: argparse.Namespace) -> int:
             )
     if isinstance(done, Plan):
         return show_plan(context.out, done)
+    if args.profile:
+        from qmigrate.controller.profiling import profile_of
+
+        done = replace(done, profile=profile_of(move, done))
     return show_result(context.out, done)
 
 

@@ -166,6 +166,10 @@ def show_result(out: Output, result: Result) -> int:
         out.problem(result.problem)
     if result.outcome is Outcome.REFUSED:
         out.say(f"{result.guest} was not touched")
+    if result.profile is not None:
+        from qmigrate.cli.profile import show_profile
+
+        show_profile(out, result.profile)
     return result.exit_code
 
 

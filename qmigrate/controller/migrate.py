@@ -81,6 +81,8 @@ class Move:
         self.plan_s = 0.0
         self.plan: Plan | None = None
         self.network: MoveNetwork | None = None
+        self.opened: tuple[Agent, ...] = ()
+        self.keys = _Making()
         self._unknown = trio.Event()
         self._apart = trio.Event()  # the agents have no link, as far as the source knows
         self._why_unknown: Problem | None = None
@@ -91,11 +93,10 @@ class Move:
 
     async def run(self, *, plan_only: bool = False) -> Result | Plan:
         """Do it; raises `QmigrateError` for what went wrong before anything was touched."""
-        keys = _Making()
         self._phase("connect")
         async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
             if not plan_only:
-                nursery.start_soon(keys.make)
+                nursery.start_soon(self.keys.make)
             source, spec, destination = await self._connect(stack)
             self.connect_s = perf_counter() - self.began_s
             self._phase("preflight")
@@ -112,7 +113,7 @@ class Move:
                 raise BlockedByFindings(self.plan.findings)
             # Whoever reads --json must know the job before it can be lost sight of.
             self._phase("prepare", f"job {self.plan.job}")
-            return await self._move(self.plan, await keys.get(), self.network)
+            return await self._move(self.plan, await self.keys.get(), self.network)
 
     async def _connect(self, stack: AsyncExitStack) -> tuple[Agent, HostSpec, Agent]:
         """Open all agents side by side; a host that may not have the guest may also fail."""
@@ -128,6 +129,7 @@ class Move:
         if not isinstance(destination, Agent):
             raise destination
         agents = [agent for agent in others if isinstance(agent, Agent)]
+        self.opened = (destination, *agents)
         failed = [error for error in others if isinstance(error, HostError)]
         if failed and len(sources) == 1:
             raise failed[0]
@@ -277,10 +279,12 @@ class _Making:
 
     def __init__(self) -> None:
         self._keys: JobKeys | None = None
+        self.made_s: float | None = None  # when, by `perf_counter`
         self._ready = trio.Event()
 
     async def make(self) -> None:
         self._keys = await make_keys("job")
+        self.made_s = perf_counter()
         self._ready.set()
 
     async def get(self) -> JobKeys:

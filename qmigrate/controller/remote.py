@@ -7,6 +7,7 @@
 """
 
 import math
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from qmigrate.agent.requests import (
     GuestList,
     InspectGuest,
     ListGuests,
+    OnNetwork,
 )
 from qmigrate.controller.payload import Payload, load_payload
 from qmigrate.controller.session import Session, one_error, open_session
@@ -46,6 +48,7 @@ from qmigrate.core.errors import AgentLostError, HostError, ProtocolError, Qmigr
 from qmigrate.core.model import GuestDetail, HostFacts, HostSpec
 
 CALL_DEADLINE_S = 60  # the slowest honest call asks a silent monitor, whose deadline is shorter
+SPANS_KEPT = 256  # of the last calls; a fleet's agent answers for hours
 SEND_DEADLINE_S = 30  # longer than a dead host stays unnoticed (session.KEEPALIVE_ANSWER_S)
 
 
@@ -57,6 +60,16 @@ class StartTimings:
     payload_s: float
     steps: StartSteps
     total_s: float
+    began_s: float = 0.0  # by `perf_counter`
+
+
+@dataclass(frozen=True, slots=True)
+class CallSpan:
+    """One question to an agent, from its first byte to the answer's last, by `perf_counter`."""
+
+    name: str  # of the request's class
+    began_s: float
+    ended_s: float
 
 
 class Agent:
@@ -74,6 +87,7 @@ class Agent:
         self._calls: dict[int, trio.MemorySendChannel[Answer | Note | Failure]] = {}
         self._last_id = 0
         self._lost: HostError | None = None
+        self.spans: deque[CallSpan] = deque(maxlen=SPANS_KEPT)
 
     @overload
     async def call(self, request: GetHostFacts, *, deadline_s: float = ...) -> HostFacts: ...
@@ -121,6 +135,7 @@ class Agent:
         send, receive = trio.open_memory_channel[Answer | Note | Failure](math.inf)
         self._calls[number] = send
         ended = False
+        began_s = perf_counter()
         try:
             await self._send(Call(number, request))
             async for message in receive:
@@ -133,6 +148,7 @@ class Agent:
             ended = True
             raise self._why_lost()
         finally:
+            self.spans.append(CallSpan(_name_of(request), began_s, perf_counter()))
             self._calls.pop(number, None)
             send.close()
             receive.close()
@@ -183,6 +199,11 @@ class Agent:
             channel.send_nowait(message)
 
 
+def _name_of(request: Any) -> str:
+    """Return a request's name, of one in an envelope its content's."""
+    return request.name if isinstance(request, OnNetwork) else type(request).__name__
+
+
 class _Loading:
     """The payload, made by a task of its own while the login is under way."""
 
@@ -226,7 +247,7 @@ async def open_agent(
                     except HostError as exc:
                         raise exc.at(host=spec.name, phase="connect") from exc.__cause__
                     total_s = perf_counter() - began
-                    timings = StartTimings(session.timings, loading.took_s, steps, total_s)
+                    timings = StartTimings(session.timings, loading.took_s, steps, total_s, began)
                     agent = Agent(spec.name, hello, timings, session, lines)
                     # A nursery of its own: cancelled further out, the closing of the stream would
                     # raise Cancelled in place of what the block raised, and swallow it.

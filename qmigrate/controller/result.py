@@ -8,6 +8,7 @@ from qmigrate.core.errors import AgentLostError, HostError, Problem, QmigrateErr
 from qmigrate.core.job import AnnounceReport, JobReport, Mode, Outcome
 from qmigrate.core.model import Finding, Phase
 from qmigrate.core.network_rules import Route
+from qmigrate.core.profile import Profile, Span, alone_s, idle_s
 from qmigrate.core.timeline import ClockOffset, blackout
 
 SCHEMA = "qmigrate.result/1"
@@ -34,6 +35,7 @@ class Result:
     routes: tuple[Route, ...] = ()  # where the guest's cards went, or were to go
     reached: bool | None = None  # it answers from its new place, seen from its home segment
     left: tuple[str, ...] = ()  # what the controller itself could not remove
+    profile: Profile | None = None  # where the time went, if that was asked for
 
     @property
     def tunnel(self) -> str | None:
@@ -159,7 +161,32 @@ def document(result: Result) -> dict[str, Any]:
         "still_enabled": report.still_enabled if report else None,
         "leftovers": [*(report.leftovers if report else ()), *result.left],
         "faults": [f"{f.side}:{f.moment}:{f.action}" for f in report.faults] if report else [],
+        "profile": _profile(result.profile),
         "error": error_document(result.problem),
+    }
+
+
+def _profile(profile: Profile | None) -> dict[str, Any] | None:
+    if profile is None:
+        return None
+    alone = alone_s(profile.spans)
+    return {
+        "wall_s": round(profile.wall_s, 6),
+        "idle_s": round(idle_s(profile), 6),
+        "spans": [
+            {**_span(span), "alone_s": round(only_s, 6)}
+            for span, only_s in zip(profile.spans, alone, strict=True)
+        ],
+        "guest": [_span(span) for span in profile.guest],
+    }
+
+
+def _span(span: Span) -> dict[str, Any]:
+    return {
+        "host": span.where or None,
+        "step": span.step,
+        "start_s": round(span.start_s, 6),
+        "duration_s": round(span.duration_s, 6),
     }
 
 

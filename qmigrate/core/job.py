@@ -270,6 +270,7 @@ class JobReport:
     still_enabled: str | None = None  # what would start a second copy at the next boot
     leftovers: tuple[str, ...] = ()  # what could not be removed, and where
     faults: tuple[FaultPoint, ...] = ()  # what a test asked for; empty in earnest
+    destination_marks: tuple[Mark, ...] = ()  # as of its farewell, on its own clock
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from qmigrate.core.errors import (
     QmigrateError,
     SudoError,
 )
-from qmigrate.core.model import HostSpec
+from qmigrate.core.model import HostSpec, SshClient
 from tests.support.sshd import PLAIN_UID, PLAIN_USER, Sshd, running_sshd
 
 pytestmark = pytest.mark.net
@@ -47,9 +47,9 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[Sshd]:
-    async with running_sshd(tmp_path) as server:
+@pytest.fixture(params=[SshClient.PARAMIKO, SshClient.OPENSSH])
+async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Sshd]:
+    async with running_sshd(tmp_path, client=request.param) as server:
         yield server
 
 

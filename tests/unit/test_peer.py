@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from qmigrate.agent import peer
 from qmigrate.core.errors import ProtocolError
-from qmigrate.core.job import Announced, AnnounceReport, TwinFacts
+from qmigrate.core.job import Announced, AnnounceReport, Mark, TwinFacts
 from qmigrate.core.model import Shape
 
 SHAPE = Shape("10.0.2", "pc-q35-10.0", "tcg", (), (), (), (("p", "m"),), (("vda", 5),))
@@ -28,7 +28,10 @@ KNOWN: list[tuple[peer.Message, str]] = [
     (peer.Returned("x"), '{"reason":"x","op":"Returned"}'),
     (peer.Lost("x"), '{"reason":"x","op":"Lost"}'),
     (peer.Finish(), '{"op":"Finish"}'),
-    (peer.Farewell(("t0",)), '{"leftovers":["t0"],"op":"Farewell"}'),
+    (
+        peer.Farewell(("t0",), (Mark("cont", 0.5),)),
+        '{"leftovers":["t0"],"marks":[{"name":"cont","at_s":0.5}],"op":"Farewell"}',
+    ),
 ]
 
 

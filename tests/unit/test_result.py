@@ -104,6 +104,7 @@ GOLDEN = """{
  "still_enabled": null,
  "leftovers": ["beta: tap t0"],
  "faults": [],
+ "profile": null,
  "error": null
 }"""
 

@@ -27,7 +27,7 @@ ADMITTED = """\
 debug1: Connecting to srv.example [192.0.2.1] port 22.
 debug1: Server host key: ssh-ed25519 SHA256:2apTJVyardSDQZZf6pAmcr0KW1Aw6q5M2swzRqTYqJg
 debug1: Authentications that can continue: publickey,password
-debug1: Offering public key: /home/lis/.ssh/id ED25519 SHA256:OtRPXYQ0QS0Sqx+ylCUT4iyHwL+oDVF9n2Hga
+debug1: Offering public key: /keys/id ED25519 SHA256:OtRPXYQ0QS0Sqx+ylCUT4iyHwL+oDVF9n2Hga
 Authenticated to srv.example ([192.0.2.1]:22) using "publickey".
 """
 
@@ -130,13 +130,13 @@ SEEN: dict[str, tuple[str, type[QmigrateError], tuple[str, ...]]] = {
     "wrong key, which one": (
         (
             "debug1: Authentications that can continue: publickey,password\n"
-            "debug1: Offering public key: /home/lis/.ssh/id ED25519 SHA256:abc explicit\n"
+            "debug1: Offering public key: /keys/id ED25519 SHA256:abc explicit\n"
             "debug1: Offering public key: lis@laptop RSA SHA256:def agent\n"
             "debug1: Authentications that can continue: publickey,password\n"
             "lis@srv: Permission denied (publickey,password)."
         ),
         LoginError,
-        ("/home/lis/.ssh/id; RSA lis@laptop of the ssh-agent", "would ask for a password"),
+        ("/keys/id; RSA lis@laptop of the ssh-agent", "would ask for a password"),
     ),
     "no ticket": (
         (
@@ -163,18 +163,18 @@ SEEN: dict[str, tuple[str, type[QmigrateError], tuple[str, ...]]] = {
             "@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@\n"
             "@         WARNING: UNPROTECTED PRIVATE KEY FILE!          @\n"
             "@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@\n"
-            "Permissions 0644 for '/home/lis/.ssh/id' are too open.\n"
+            "Permissions 0644 for '/keys/id' are too open.\n"
             "It is required that your private key files are NOT accessible by others.\n"
             "This private key will be ignored.\n"
-            'Load key "/home/lis/.ssh/id": bad permissions\n'
+            'Load key "/keys/id": bad permissions\n'
             "lis@srv: Permission denied (publickey)."
         ),
         LoginError,
-        ("no key that others can read: /home/lis/.ssh/id", "chmod 600 /home/lis/.ssh/id"),
+        ("no key that others can read: /keys/id", "chmod 600 /keys/id"),
     ),
     "nobody touched the token": (
         (
-            'sign_and_send_pubkey: signing failed for ED25519-SK "/home/lis/.ssh/id_ed25519_sk": '
+            'sign_and_send_pubkey: signing failed for ED25519-SK "/keys/id_ed25519_sk": '
             "device not found\n"
             "lis@srv: Permission denied (publickey)."
         ),
@@ -219,9 +219,9 @@ SEEN: dict[str, tuple[str, type[QmigrateError], tuple[str, ...]]] = {
         ("starts no command for lis: exec request failed",),
     ),
     "somebody else's configuration": (
-        "Bad owner or permissions on /home/lis/.ssh/config",
+        "Bad owner or permissions on /keys/config",
         ConfigError,
-        ("ssh cannot use its configuration for srv", "/home/lis/.ssh/config"),
+        ("ssh cannot use its configuration for srv", "/keys/config"),
     ),
     "an option of tomorrow": (
         "command-line: line 0: Bad configuration option: requiredrsasize",
@@ -290,9 +290,9 @@ def test_a_host_key_refused_without_a_debug_line_is_still_one() -> None:
 
 def test_a_key_that_needs_its_passphrase_is_named() -> None:
     text = SEEN["wrong key, which one"][0]
-    error = explain(read_log(text), CONF, NOTHING, locked=("/home/lis/.ssh/id",))
-    assert "/home/lis/.ssh/id needs its passphrase" in error.problem.what
-    assert error.problem.next_step == "ssh-add /home/lis/.ssh/id"
+    error = explain(read_log(text), CONF, NOTHING, locked=("/keys/id",))
+    assert "/keys/id needs its passphrase" in error.problem.what
+    assert error.problem.next_step == "ssh-add /keys/id"
 
 
 def test_a_proxys_last_words_are_kept() -> None:
