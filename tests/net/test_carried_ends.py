@@ -45,7 +45,9 @@ async def unmake_all(*places: Namespace) -> None:
         with place.entered():
             async with Rtnl() as rtnl:
                 for tunnel in await list_tunnels(rtnl):
-                    await remove(rtnl, tunnel.id)
+                    for tap in tunnel.taps:
+                        place.run("ip", "link", "del", tap)
+                    assert (await remove(rtnl, tunnel.id)).kept is None
 
 
 @asynccontextmanager
@@ -81,7 +83,6 @@ async def test_all_that_carry_a_wire_format_understand_each_other(
         before = [nothing_left(host) for host in (sites.alpha, sites.beta)]
         async with carried(spec, sites, pair):
             full_frames_pass(sites, sites.guest(sites.beta, mirrored(spec).bridge))
-            sites.beta.run("ip", "link", "del", "tap9")
         assert [nothing_left(host) for host in (sites.alpha, sites.beta)] == before
         for host in (sites.alpha, sites.beta):
             with host.entered():

@@ -92,7 +92,7 @@ def test_what_is_wrong_is_said_with_what_to_do(tmp_path: Path) -> None:
         assert "there is no bridge br9" in said
         assert "bridges here: br0" in said
         assert "no tunnel is possible" in netsetup(
-            place, "create", *words, "--home", "alpha/br0", "--kind", "etherip", code=4
+            place, "create", *words, "--home", "alpha/br0", "--kind", "etherip/kernel", code=4
         )
         netsetup(place, "create", *words, "--home", "nowhere", code=2)
         assert "tunnels here: none" in netsetup(place, "verify", "12345678", code=4)

@@ -4,15 +4,17 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
 import trio
 
-from netsetup import port_filters, rtnl
+from netsetup import port_filters, relay_process, rtnl
 from netsetup.errors import HostError, NetsetupError
 from netsetup.homes import Home
 from netsetup.mtu import Manner
+from netsetup.relay import RelaySpec
 from netsetup.rtnl import Rtnl
 from netsetup.tunnel_spec import End, TunnelSpec, mirrored
 from netsetup.tunnels import collect, create, list_tunnels, remove
@@ -21,9 +23,12 @@ from tests.support.sites import ALPHA, BETA, addressed, nothing_left
 
 pytestmark = pytest.mark.net
 
-_CHANGES = ("add", "set", "del", "replace", "property_add", "property_del", "add-filter")
+_CHANGES = (
+    "add", "set", "del", "replace", "property_add", "property_del", "add-filter", "del-filter",
+)  # fmt: skip
+FAR = ip_address("10.77.2.9")  # on the same cable: a route by Ethernet
 
-SPECS = {
+VXLANS = {
     f"{end}, {manner}": TunnelSpec(
         "vxlan",
         ALPHA[version],
@@ -37,6 +42,29 @@ SPECS = {
     for end in End
     for manner, version in ((Manner.WHOLE, 4), (Manner.FRAGMENTS, 4), (Manner.TOLD, 6))
 }
+
+CARRIED = {
+    f"{end}, {kind} by {backend}, {manner}": (
+        TunnelSpec(
+            kind,
+            ALPHA[4],
+            FAR,
+            Home("alpha", "br0"),
+            end,
+            key=7,
+            manner=manner,
+            guests=("web1", "web2"),
+        ),
+        backend,
+    )
+    for end, kind, backend, manner in (
+        (End.HOME, "etherip", "ebpf", Manner.WHOLE),
+        (End.AWAY, "etherip", "ebpf", Manner.FRAGMENTS),
+        (End.HOME, "gretap", "ebpf", Manner.FRAGMENTS),
+        (End.AWAY, "etherip", "relay", Manner.FRAGMENTS),
+    )
+}
+SPECS = {name: (spec, "kernel") for name, spec in VXLANS.items()} | CARRIED
 
 
 class Steps:
@@ -75,11 +103,17 @@ def stepping(step: Steps) -> Iterator[None]:
     """Make every changing request of this process a step."""
     patch = pytest.MonkeyPatch()
     opened, talked = rtnl._open_socket, port_filters._talk
+    started = relay_process._start
 
     def talk(kind: int, body: bytes) -> None:
         step()
         talked(kind, body)
 
+    def start(spec: RelaySpec) -> None:
+        step()
+        started(spec)
+
+    patch.setattr(relay_process, "_start", start)
     patch.setattr(rtnl, "_open_socket", lambda: Counted(opened(), step))
     patch.setattr(port_filters, "_talk", talk)
     try:
@@ -131,8 +165,16 @@ def unguarded_ports(place: Namespace) -> list[str]:
     found = []
     for line in place.run("bridge", "link", "show").splitlines():
         name = line.split()[1].rstrip(":").split("@")[0]
+        if not name.startswith("qmt-"):
+            continue
+        links = place.run("ip", "link")
         device = name.replace("qmt-", "qmd-") if "@" in line.split()[1] else name
-        if not name.startswith("qmt-") or device not in place.run("ip", "link"):
+        if device not in links:
+            inner = name.replace("qmt-", "qmv-")
+            shown = place.run("tc", "filter", "show", "dev", inner, "ingress")
+            relayed = "-relay-" in place.run("ip", "link", "show", "dev", inner)
+            if "direct-action" not in shown and not relayed:
+                found.append(f"{line}\n{shown}")
             continue
         shown = place.run("tc", "filter", "show", "dev", device, "ingress")
         if shown.count("direct-action") < 2 or shown.count("match ") < 3:
@@ -141,33 +183,36 @@ def unguarded_ports(place: Namespace) -> list[str]:
 
 
 @pytest.mark.parametrize("next_run", ["create", "collect"])
-@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+@pytest.mark.parametrize(("spec", "backend"), SPECS.values(), ids=SPECS)
 def test_killed_at_any_step_of_building_the_next_run_heals_or_removes(
-    spec: TunnelSpec, next_run: str
+    spec: TunnelSpec, backend: str, next_run: str
 ) -> None:
     with host() as place:
         before = nothing_left(place)
         steps = 0
-        while killed_at(steps + 1, lambda netlink: create(netlink, spec)):
+        while killed_at(steps + 1, lambda netlink: create(netlink, spec, backend=backend)):
             steps += 1
             assert unguarded_ports(place) == []
             if next_run == "create":
-                healed = run(lambda netlink: create(netlink, spec)).tunnel
+                healed = run(lambda netlink: create(netlink, spec, backend=backend)).tunnel
                 assert (healed.problems, healed.guests) == ((), ("web1", "web2"))
                 run(lambda netlink: remove(netlink, spec.id))
             else:
                 run(lambda netlink: collect(netlink, live_guests=()))
             assert nothing_left(place) == before, f"after step {steps}"
             assert run(list_tunnels) == ()
+            assert relay_process.running(spec.id) is None
         assert steps >= 12
         run(lambda netlink: remove(netlink, spec.id))
 
 
-@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_killed_at_any_step_of_removing_the_next_run_removes_or_builds(spec: TunnelSpec) -> None:
+@pytest.mark.parametrize(("spec", "backend"), SPECS.values(), ids=SPECS)
+def test_killed_at_any_step_of_removing_the_next_run_removes_or_builds(
+    spec: TunnelSpec, backend: str
+) -> None:
     with host() as place:
         before = nothing_left(place)
-        run(lambda netlink: create(netlink, spec))
+        run(lambda netlink: create(netlink, spec, backend=backend))
         steps = 0
         while killed_at(steps + 1, lambda netlink: remove(netlink, spec.id)):
             steps += 1
@@ -175,7 +220,7 @@ def test_killed_at_any_step_of_removing_the_next_run_removes_or_builds(spec: Tun
             if steps % 2:
                 run(lambda netlink: remove(netlink, spec.id))
                 assert nothing_left(place) == before, f"after step {steps}"
-            built = run(lambda netlink: create(netlink, spec)).tunnel
+            built = run(lambda netlink: create(netlink, spec, backend=backend)).tunnel
             assert built.problems == ()
         assert steps >= 3
         assert nothing_left(place) == before
@@ -189,31 +234,32 @@ def _strike() -> None:
     raise StruckError(5, "struck")
 
 
-@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_refused_at_any_step_nothing_is_left(spec: TunnelSpec) -> None:
+@pytest.mark.parametrize(("spec", "backend"), SPECS.values(), ids=SPECS)
+def test_refused_at_any_step_nothing_is_left(spec: TunnelSpec, backend: str) -> None:
     with host() as place:
         before = nothing_left(place)
         for at in range(1, 100):
             step = Steps(at, _strike)
             with stepping(step):
-                if step_passes(spec):
+                if step_passes(spec, backend):
                     break
             assert nothing_left(place) == before, f"after step {at}"
+            assert relay_process.running(spec.id) is None
         assert at > 12
         run(lambda netlink: remove(netlink, spec.id))
         assert nothing_left(place) == before
 
 
-def step_passes(spec: TunnelSpec) -> bool:
+def step_passes(spec: TunnelSpec, backend: str) -> bool:
     try:
-        run(lambda netlink: create(netlink, spec))
+        run(lambda netlink: create(netlink, spec, backend=backend))
     except NetsetupError:
         return False
     return True
 
 
 def test_both_ends_of_a_tunnel_cannot_be_on_one_host() -> None:
-    spec = SPECS[f"{End.HOME}, {Manner.WHOLE}"]
+    spec = VXLANS[f"{End.HOME}, {Manner.WHOLE}"]
     with host() as place:
         run(lambda netlink: create(netlink, spec))
         between = nothing_left(place)
@@ -223,7 +269,7 @@ def test_both_ends_of_a_tunnel_cannot_be_on_one_host() -> None:
 
 
 def test_a_build_waits_for_another_processs() -> None:
-    spec = SPECS[f"{End.AWAY}, {Manner.WHOLE}"]
+    spec = VXLANS[f"{End.AWAY}, {Manner.WHOLE}"]
     with host() as place:
         before = nothing_left(place)
         children = []
