@@ -14,6 +14,7 @@ import trio
 
 from qmigrate.agent import peer
 from qmigrate.agent.carrying import CarriedLink
+from qmigrate.agent.relaying import RELAY_FEATURES
 from qmigrate.agent.requests import Frame
 from qmigrate.core.errors import HostError, LinkBrokenError, Problem, ProtocolError, QmigrateError
 from qmigrate.core.job import JobNote
@@ -21,6 +22,7 @@ from qmigrate.core.secret import Identity
 from qmigrate.core.timeline import ClockOffset
 from qmigrate.transport.endpoint import FEATURES, Endpoint, EndpointSpec, open_endpoint
 from qmigrate.transport.link import DEAD_PEER_S, Link
+from qmigrate.transport.relay import Relay
 
 if TYPE_CHECKING:
     from qmigrate.agent.job import JobAgent
@@ -37,6 +39,7 @@ class Linking:
         self._agent = agent
         self.endpoint: Endpoint | None = None
         self.direct: Link | None = None
+        self.relay: Relay | None = None  # what memory travels by, if not by a plain socket
         self._carrier: CarriedLink | None = None  # a controller is at the door
         self._carried: CarriedLink | None = None  # and the peer has been met by it
         self._linked = trio.Event()
@@ -60,7 +63,7 @@ class Linking:
             listen_addresses=agent.spec.listen_addresses,
             port_range=agent.spec.port_range,
             incarnation=agent.entry().number + 1,
-            features=FEATURES | ({"faults"} if agent.spec.faults else set()),
+            features=FEATURES | RELAY_FEATURES | ({"faults"} if agent.spec.faults else set()),
         )
         async with open_endpoint(spec, agent.nursery) as endpoint:
             self.endpoint = endpoint

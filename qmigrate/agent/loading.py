@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from qmigrate.agent import peer
+from qmigrate.agent.relaying import memory_socket
 from qmigrate.core.errors import MonitorError, Problem, QmigrateError
 from qmigrate.core.model import RUNS, RunState
 from qmigrate.core.tuning import Options, Party
@@ -29,7 +30,7 @@ async def load(agent: "DestinationAgent", request: peer.Load) -> None:
         agent.mark("armed")
         name = request.socket
         data_s = agent.spec.patience.data_s
-        with await agent.endpoint.data_socket(direct, name, data_s) as data:
+        with await memory_socket(agent, agent._exits, request, data_s) as data:
             await qemu.monitor.pass_fd(data.fileno(), name)
         await agent.fault("at loading")
         await qemu.incoming_fd(request.socket)

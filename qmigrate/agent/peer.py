@@ -25,7 +25,7 @@ from typing import Any
 from cattrs.strategies import configure_tagged_union
 
 from qmigrate.agent.protocol import codec, parse_json_untrusted, structure_untrusted
-from qmigrate.core.job import Announced, AnnounceReport, Mark, TwinFacts
+from qmigrate.core.job import Announced, AnnounceReport, Mark, Transport, TwinFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,8 @@ class Load:
 
     socket: str
     ran: bool = True
+    transport: Transport = Transport.DIRECT
+    slots: int = 1  # of a relay
 
 
 @dataclass(frozen=True, slots=True)

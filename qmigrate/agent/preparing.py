@@ -6,6 +6,7 @@ import trio
 
 from qmigrate.agent import peer
 from qmigrate.agent.pacing import options_of
+from qmigrate.agent.relaying import load_message, memory_socket
 from qmigrate.core.errors import HostError, MonitorError, Problem, QmigrateError
 from qmigrate.core.handover import SourceEvent
 from qmigrate.core.job import TwinFacts
@@ -83,9 +84,10 @@ class Preparation:
             if agent.link is not None:
                 what += "; a controller carries what the agents say, and no memory"
             raise HostError(what, host=agent.spec.peer_host)
-        await agent.send(peer.Load(SOCKET, ran=agent.had in RUNS))
+        load = load_message(agent, SOCKET, ran=agent.had in RUNS)
+        await agent.send(load)
         loading_s = agent.spec.patience.loading_s
-        with await agent.endpoint.data_socket(direct, SOCKET, loading_s) as data:
+        with await memory_socket(agent, agent._exits, load, loading_s) as data:
             await agent.qemu.qemu.monitor.pass_fd(data.fileno(), SOCKET)
         agent.mark("joined")
         await self._within(loading_s, self._loading, "did not begin to load")

@@ -43,6 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--bandwidth", type=_rate, metavar="RATE", help="as 800Mbit or 60MiB; default: unlimited"
     )
     how.add_argument(
+        "--transport",
+        choices=("direct", "relay", "relay+zstd"),
+        default="direct",
+        help="how memory travels: direct, in plain text (the default); relay, in TLS over"
+        " connections that may break; relay+zstd, packed while it pays",
+    )
+    how.add_argument(
         "--timeout", type=_positive, metavar="S", help="give the copy up after so many seconds"
     )
     parser.add_argument("--dry-run", action="store_true", help="plan, findings, new command line")
@@ -135,7 +142,7 @@ def wish_of(context: Context, args: argparse.Namespace) -> "Wish":
     from qmigrate.controller.plan import Wish
     from qmigrate.core.errors import UsageError
     from qmigrate.core.faults import parse_fault
-    from qmigrate.core.job import SHORT_PATIENCE, Limits, Mode, Patience
+    from qmigrate.core.job import RELAY_GRACE_S, SHORT_PATIENCE, Limits, Mode, Patience, Transport
     from qmigrate.core.preflight import NAMES, UNFORCEABLE
 
     inventory = context.inventory()
@@ -167,6 +174,9 @@ def wish_of(context: Context, args: argparse.Namespace) -> "Wish":
             f"--downtime-limit {limits.downtime_ms} is above --max-downtime "
             f"{limits.max_downtime_ms}"
         )
+    transport = Transport(getattr(args, "transport", "direct"))
+    relayed = transport is not Transport.DIRECT
+    patience = Patience(link_grace_s=RELAY_GRACE_S) if relayed else Patience()
     return Wish(
         guest=args.guest,
         destination=inventory.host(args.destination),
@@ -183,7 +193,8 @@ def wish_of(context: Context, args: argparse.Namespace) -> "Wish":
         tunnel=args.tunnel,
         hosts=inventory.hosts,
         faults=tuple(map(parse_fault, getattr(args, "fault", ()))),
-        patience=SHORT_PATIENCE if getattr(args, "impatient", False) else Patience(),
+        patience=SHORT_PATIENCE if getattr(args, "impatient", False) else patience,
+        transport=transport,
     )
 
 

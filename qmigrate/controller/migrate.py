@@ -249,6 +249,7 @@ class Move:
             source=plan.source.name if plan else None,
             destination=self.wish.destination.name,
             mode=self.wish.mode,
+            transport=self.wish.transport,
             outcome=outcome,
             exit_code=exit_code(outcome, problem, incomplete=incomplete),
             wall_s=perf_counter() - self.began_s,
@@ -347,6 +348,7 @@ def destination_spec(plan: Plan, keys: JobKeys) -> JobSpec:
         peer_host=plan.source.name,
         faults=wish.faults,
         patience=wish.patience,
+        transport=wish.transport,
         disks=plan.images,
         network=NetworkSpec(tunnels_of(plan.routes)),
         destination=DestinationSpec(plan.twin.plan, addresses),
@@ -372,6 +374,7 @@ def source_spec(plan: Plan, keys: JobKeys, peer: tuple[Address, ...]) -> JobSpec
         peer_host=wish.destination.name,
         faults=wish.faults,
         patience=wish.patience,
+        transport=wish.transport,
         disks=plan.images,
         network=NetworkSpec(tunnels_of(plan.routes), turns_of(plan.routes, At.SOURCE)),
         source=SourceSpec(

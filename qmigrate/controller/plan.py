@@ -25,7 +25,7 @@ from qmigrate.core.errors import HostError, UsageError
 from qmigrate.core.evidence import Facts
 from qmigrate.core.finding import name_in_id
 from qmigrate.core.images import ImageEvidence, writable_disks
-from qmigrate.core.job import FaultPoint, Limits, Mode, Patience
+from qmigrate.core.job import FaultPoint, Limits, Mode, Patience, Transport
 from qmigrate.core.model import Finding, Guest, GuestDetail, HostFacts, HostSpec
 from qmigrate.core.network import AUTO
 from qmigrate.core.network_rules import Route
@@ -51,6 +51,7 @@ class Wish:
     patience: Patience = field(default_factory=Patience)
     tunnel: str = AUTO  # a kind of tunnel, AUTO or NONE
     hosts: tuple[HostSpec, ...] = ()  # of the inventory: one of them may be the guest's home
+    transport: Transport = Transport.DIRECT
 
     @property
     def network(self) -> NetworkWish:

@@ -5,14 +5,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qmigrate.core.errors import AgentLostError, HostError, Problem, QmigrateError
-from qmigrate.core.job import AnnounceReport, JobReport, Mode, Outcome
+from qmigrate.core.job import AnnounceReport, JobReport, Mode, Outcome, Transport
 from qmigrate.core.model import Finding, Phase
 from qmigrate.core.network_rules import Route
 from qmigrate.core.profile import Profile, Span, alone_s, idle_s
 from qmigrate.core.timeline import ClockOffset, blackout
 
 SCHEMA = "qmigrate.result/1"
-TRANSPORT = "direct"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +34,7 @@ class Result:
     routes: tuple[Route, ...] = ()  # where the guest's cards went, or were to go
     reached: bool | None = None  # it answers from its new place, seen from its home segment
     left: tuple[str, ...] = ()  # what the controller itself could not remove
+    transport: Transport = Transport.DIRECT
     profile: Profile | None = None  # where the time went, if that was asked for
 
     @property
@@ -122,8 +122,8 @@ def document(result: Result) -> dict[str, Any]:
         "source": result.source,
         "destination": result.destination,
         "mode": str(result.mode),
-        "transport": TRANSPORT,
-        "plaintext": True,
+        "transport": str(result.transport),
+        "plaintext": result.transport.plaintext,
         "tunnel": result.tunnel,
         "reached": result.reached,
         "network": route_documents(result.routes),

@@ -24,6 +24,19 @@ class Mode(StrEnum):
     OFFLINE = "offline"  # the guest is stopped first
 
 
+class Transport(StrEnum):
+    """How memory travels (DESIGN §4)."""
+
+    DIRECT = "direct"  # the plain socket is QEMU's
+    RELAY = "relay"  # between the agents, in TLS; outlives connections that break
+    RELAY_ZSTD = "relay+zstd"  # and packed while it pays
+
+    @property
+    def plaintext(self) -> bool:
+        """Tell if whoever sees the wire sees the guest's memory."""
+        return self is Transport.DIRECT
+
+
 class Outcome(StrEnum):
     """How a job ended (DESIGN §6)."""
 
@@ -78,6 +91,9 @@ class Patience:
     farewell_s: float = 5.0  # for the destination's last words
     peer_s: float = 60.0  # for a source to appear, or to come back before all is loaded
     linger_s: float = 60.0  # after a refusal: for the source to hear it
+
+
+RELAY_GRACE_S = 30.0  # `link_grace_s` with a relay, which rides a broken link out
 
 
 # For tests, where what is waited for is known not to come. Starting QEMU keeps its time.
@@ -206,6 +222,7 @@ class JobSpec:
     patience: Patience = Patience()
     disks: tuple[str, ...] = ()  # what the guest writes to: the same files on both hosts
     network: NetworkSpec = NetworkSpec()
+    transport: Transport = Transport.DIRECT
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ QEMU's sockets are shut and the relay has failed.
 """
 
 import math
+import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -56,6 +57,11 @@ class RelaySpec:
     link_bps: float | None = None  # what is known of the link beforehand
     window_bytes: int = WINDOW_BYTES
     grace_s: float = GRACE_S
+
+
+def default_slots() -> int:
+    """Return how many connections one direction is worth: a core each, as they encrypt."""
+    return max(1, min(4, len(os.sched_getaffinity(0)) // 2))
 
 
 class Relay:

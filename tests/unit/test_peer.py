@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from qmigrate.agent import peer
 from qmigrate.core.errors import ProtocolError
-from qmigrate.core.job import Announced, AnnounceReport, Mark, TwinFacts
+from qmigrate.core.job import Announced, AnnounceReport, Mark, Transport, TwinFacts
 from qmigrate.core.model import Shape
 
 SHAPE = Shape("10.0.2", "pc-q35-10.0", "tcg", (), (), (), (("p", "m"),), (("vda", 5),))
@@ -16,7 +16,10 @@ SEEN = Announced("52:54:00:00:00:01", "192.0.2.7", "seen")
 REPORT = AnnounceReport("br0", ("garp 192.0.2.7",), 0.5, (SEEN,))
 
 KNOWN: list[tuple[peer.Message, str]] = [
-    (peer.Load("ram"), '{"socket":"ram","ran":true,"op":"Load"}'),
+    (
+        peer.Load("ram", transport=Transport.RELAY_ZSTD, slots=2),
+        '{"socket":"ram","ran":true,"transport":"relay+zstd","slots":2,"op":"Load"}',
+    ),
     (peer.Loading(), '{"op":"Loading"}'),
     (peer.Ready(), '{"op":"Ready"}'),
     (peer.Go(run=True), '{"run":true,"alone":false,"op":"Go"}'),
