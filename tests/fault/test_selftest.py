@@ -5,7 +5,7 @@ import json
 import pytest
 
 from qmigrate.lab.lab import Lab
-from qmigrate.lab.selftest.cells import Cell
+from qmigrate.lab.selftest.cells import Cell, Fault
 from qmigrate.lab.selftest.lab_ground import LabGround
 from qmigrate.lab.selftest.runner import run_cell
 from qmigrate.lab.selftest.table import CELLS
@@ -16,7 +16,7 @@ from tests.support.faulting import Faulty
 pytestmark = [pytest.mark.fault, pytest.mark.qemu, pytest.mark.net]
 
 HOSTS_CELL = "source agent, SIGKILL, between completed and GO (after record away)"
-SEED = 4  # of five moves two are struck
+SEED = 4  # of three moves at least one is struck
 
 
 @pytest.fixture(scope="session")
@@ -43,10 +43,11 @@ def test_two_hosts_are_tried_by_their_agents_alone(faulty: Faulty) -> None:
 
 def test_a_walk_there_and_back_loses_and_doubles_nothing(ground: LabGround) -> None:
     said: list[str] = []
-    walked = walk(ground, CELLS, 3, SEED, said.append)
+    quick = [cell for cell in CELLS if cell.fault is Fault.KILL]
+    walked = walk(ground, quick, 3, SEED, said.append)
     assert walked.ok, said
     assert (walked.moves, walked.lost, walked.doubled, walked.leftovers) == (3, 0, 0, 0)
-    assert walked.faults == len(said)
+    assert walked.faults == len(said) > 0
 
 
 def test_what_can_be_struck_is_listed_without_a_lab(faulty: Faulty) -> None:
