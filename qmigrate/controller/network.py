@@ -289,7 +289,12 @@ async def verify(
 
 def _let_through(choice: TunnelChoice) -> str:
     end = choice.home_end
-    what = {"vxlan": "UDP port 4789", "gretap": "IP protocol 47 (GRE)"}.get(end.kind, end.kind)
+    known = {
+        "vxlan": "UDP port 4789",
+        "gretap": "IP protocol 47 (GRE)",
+        "etherip": "IP protocol 97 (EtherIP)",
+    }
+    what = known.get(end.kind, end.kind)
     return f"let {what} pass between {end.local} and {end.remote}, both ways"
 
 

@@ -122,8 +122,11 @@ def test_without_a_tunnel_a_foreign_segment_is_refused_and_nothing_is_built(
 
 
 def test_a_tunnel_of_a_kind_that_no_host_has_is_refused(sites: Subnets) -> None:
+    wanted = ("--kind", "gretap", "--dry-run")
+    if sites.run("network", "tunnel", "create", "alpha", "gamma", *wanted).code == 0:
+        pytest.skip("this kernel has gretap")
     sites.start(sites.tiny("tiny1"))
-    moved = sites.migrate("tiny1", "gamma", "--tunnel", "etherip")
+    moved = sites.migrate("tiny1", "gamma", "--tunnel", "gretap")
     assert (moved.code, moved.rules) == (3, ["tunnel-impossible"])
     assert sites.tunnels() == []
 
