@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from qmigrate.core.errors import ProtocolError
-from qmigrate.transport.rate import OFF, TRIAL_CHUNKS, WORTH, ZLIB_LADDER, ZSTD_LADDER, Rung
+from qmigrate.transport.rate import OFF, WORTH, ZLIB_LADDER, ZSTD_LADDER, Rung
 from qmigrate.transport.records import UNPACKED, Coding, unpacked_length_untrusted
 
 
@@ -131,7 +131,7 @@ def unpack_untrusted(coding: Coding, payload: memoryview) -> memoryview:
 
 
 class Trial:
-    """What every rung of a codec's ladder would make of some chunks, by the clock that is told."""
+    """What every rung of a codec's ladder would make of a chunk, by the clock that is told."""
 
     def __init__(self, packer: Packer, ladder: tuple[int, ...], clock: Callable[[], float]) -> None:
         self._packer = packer
@@ -139,11 +139,9 @@ class Trial:
         self._wire = {level: 0 for level in ladder if level != OFF}
         self._spent_s = dict.fromkeys(self._wire, 0.0)
         self._payload = 0
-        self.left = TRIAL_CHUNKS
 
     def add(self, data: memoryview) -> None:
         """Pack one chunk at every level."""
-        self.left -= 1
         self._payload += len(data)
         for level in self._wire:
             began_s = self._clock()

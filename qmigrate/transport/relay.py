@@ -27,10 +27,12 @@ import trio
 from qmigrate.core.errors import LinkError, ProtocolError
 from qmigrate.core.model import Side
 from qmigrate.transport.endpoint import Endpoint
+from qmigrate.transport.figures import Figures
 from qmigrate.transport.link import Link
 from qmigrate.transport.packing import best_codec
-from qmigrate.transport.pumps import Figures, Pumps, Slot
+from qmigrate.transport.pumps import Pumps
 from qmigrate.transport.rate import Budget, unsent_bytes
+from qmigrate.transport.traffic import Slot
 from qmigrate.transport.wires import Wire, WireError, greet
 
 WINDOW_BYTES = 16 << 20  # unacknowledged: 10 Gbit/s for 13 ms, and no slower with more (facts §4)
@@ -208,8 +210,8 @@ class Relay:
                     else:
                         pause_s = 0.0
                         continue
-            except (LinkError, WireError, ProtocolError):
-                pass  # the next attempt may say more, and the grace time ends them
+            except (LinkError, WireError, ProtocolError, trio.ClosedResourceError):
+                pass  # the next attempt may say more (after our owner closed the link, too)
             pause_s = min(REDIAL_MOST_S, max(REDIAL_FIRST_S, 2 * pause_s))
 
     def _dials(self, link: Link) -> bool:

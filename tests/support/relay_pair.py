@@ -39,6 +39,7 @@ class Linked:
             self._linked.set()
             await self.link.wait_ended()
             self._linked = trio.Event()
+            await self.link.aclose()
 
     async def await_link(self) -> Link:
         await self._linked.wait()
