@@ -8,7 +8,9 @@ from typing import Protocol
 
 import trio
 
+from qmigrate.agent.linking import Linking
 from qmigrate.agent.monitoring import Watched
+from qmigrate.agent.relaying import link_figures
 from qmigrate.agent.requests import SetJob
 from qmigrate.core.convergence import GiveUp, RaiseLimit, Sample, decide, remember
 from qmigrate.core.errors import MonitorError, RolledBackError, UsageError
@@ -27,6 +29,7 @@ class Copy(Protocol):
     qemu: Watched
     limits: Limits
     started_s: float
+    linking: Linking
 
     def tell(self, note: JobNote) -> None:
         """Hand news to whoever watches."""
@@ -152,6 +155,7 @@ class Pace:
             passes=progress.dirty_sync_count,
             elapsed_s=round(time.monotonic() - self._copy.started_s, 3),
             text=None,
+            link=link_figures(self._copy.linking.relay),
         )
 
 

@@ -9,6 +9,7 @@ import trio
 from qmigrate.agent import peer
 from qmigrate.core.errors import HostError, LinkBrokenError, ProtocolError
 from qmigrate.core.job import Transport
+from qmigrate.core.model import LinkFigures
 from qmigrate.transport.link import Link
 from qmigrate.transport.packing import FEATURES
 from qmigrate.transport.records import SLOT_LIMIT
@@ -70,6 +71,22 @@ async def memory_socket(
         f"the relay's connections were not made within {deadline_s:g} s",
         next_step="the link stands and further connections to the same port do not come through:"
         " look for a limit of connections in the firewalls between",
+    )
+
+
+def link_figures(relay: Relay | None) -> LinkFigures | None:
+    """Return what people are told of a relay."""
+    if relay is None:
+        return None
+    figures = relay.figures()
+    return LinkFigures(
+        payload_bytes=figures.payload_sent_bytes,
+        wire_bytes=figures.wire_sent_bytes,
+        unsent_bytes=figures.unsent_bytes,
+        reconnects=figures.reconnects,
+        stalls=figures.stalls,
+        stalled_s=round(figures.stalled_s, 3),
+        level=figures.level,
     )
 
 

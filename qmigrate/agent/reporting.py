@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from qmigrate.agent.relaying import link_figures
 from qmigrate.core.errors import Problem
 from qmigrate.core.handover import Source
 from qmigrate.core.job import Costs, JobReport, Mark, Outcome, QemuFigures
@@ -40,6 +41,7 @@ def report_of(agent: "SourceAgent") -> JobReport:
         clock_error_us=offset.error_us if offset else None,
         clock_stepped=offset.stepped if offset else False,
         qemu=_qemu_figures(agent.figures),
+        link=link_figures(agent.linking.relay),
         marks=tuple(agent.marks),
         costs=_costs(agent.marks),
         announced=agent.running.announced if agent.running else agent.announced,

@@ -30,6 +30,8 @@ REPORT_SCHEMA = "qmigrate.report/1"
 
 _AS_WISHED = (Outcome.CANCELLED, Outcome.DETACHED)  # not a success, but no error either
 
+PACKED = 0.95  # wire bytes a payload byte: above, TLS and the like, and not worth a word
+
 
 class MoveView:
     """Shows a move on its way, by one clock: the job's own, if another command began it."""
@@ -206,17 +208,31 @@ def _sentence(result: Result) -> str:
     if report and report.qemu.downtime_ms is not None:
         words.append(f"QEMU's downtime {report.qemu.downtime_ms} ms")
     if report and report.qemu.transferred_bytes is not None:
-        words.append(f"{human_bytes(report.qemu.transferred_bytes)} sent, unencrypted")
+        words.append(f"{human_bytes(report.qemu.transferred_bytes)} sent, {_by(result)}")
     if result.tunnel is not None:
         words.append(f"its network goes through {result.tunnel}, unencrypted")
     return ", ".join(words)
+
+
+def _by(result: Result) -> str:
+    """Return how memory travelled, with what became of the wire meanwhile."""
+    if result.transport.plaintext:
+        return "unencrypted"
+    words = "encrypted"
+    link = result.report.link if result.report else None
+    if link is not None and link.ratio is not None and link.ratio < PACKED:
+        words += f", packed to {100 * link.ratio:.0f} %"
+    if link is not None and link.reconnects:
+        words += f", over a link that broke and was made again ({link.stalled_s:.1f} s)"
+    return words
 
 
 def _show_rest(out: Output, result: Result) -> None:
     report = result.report
     if report is None:
         return
-    out.say("the memory travelled in plain text: move over wires that you trust")
+    if result.transport.plaintext:
+        out.say("the memory travelled in plain text: move over wires that you trust")
     if report.announced and report.announced.note:
         sent = "announced" if report.announced.sent else "not announced"
         told = report.announced.addresses or not report.announced.sent

@@ -1,12 +1,12 @@
 """What a move came to, in the form that scripts depend on (DESIGN §6, qmigrate.result/1). Pure."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from qmigrate.core.errors import AgentLostError, HostError, Problem, QmigrateError
 from qmigrate.core.job import AnnounceReport, JobReport, Mode, Outcome, Transport
-from qmigrate.core.model import Finding, Phase
+from qmigrate.core.model import Finding, LinkFigures, Phase
 from qmigrate.core.network_rules import Route
 from qmigrate.core.profile import Profile, Span, alone_s, idle_s
 from qmigrate.core.timeline import ClockOffset, blackout
@@ -146,6 +146,7 @@ def document(result: Result) -> dict[str, Any]:
             "transferred_bytes": qemu.transferred_bytes if qemu else None,
             "mbps": qemu.mbps if qemu else None,
         },
+        "link": _link(report.link) if report and report.link else None,
         "costs": {
             "pause_ms": report.costs.pause_ms if report else None,
             "qemu_ms": report.costs.qemu_ms if report else None,
@@ -164,6 +165,11 @@ def document(result: Result) -> dict[str, Any]:
         "profile": _profile(result.profile),
         "error": error_document(result.problem),
     }
+
+
+def _link(link: LinkFigures) -> dict[str, Any]:
+    ratio = link.ratio
+    return {**asdict(link), "ratio": None if ratio is None else round(ratio, 4)}
 
 
 def _profile(profile: Profile | None) -> dict[str, Any] | None:

@@ -9,7 +9,16 @@ from enum import StrEnum
 
 from qmigrate.core.errors import Problem
 from qmigrate.core.home import Home, TurnWish
-from qmigrate.core.model import Address, Finding, ProcessFacts, Progress, RunState, Shape, Side
+from qmigrate.core.model import (
+    Address,
+    Finding,
+    LinkFigures,
+    ProcessFacts,
+    Progress,
+    RunState,
+    Shape,
+    Side,
+)
 from qmigrate.core.secret import Identity
 
 RUN_DIRECTORY = "/run/qmigrate"
@@ -287,6 +296,7 @@ class JobReport:
     still_enabled: str | None = None  # what would start a second copy at the next boot
     leftovers: tuple[str, ...] = ()  # what could not be removed, and where
     faults: tuple[FaultPoint, ...] = ()  # what a test asked for; empty in earnest
+    link: LinkFigures | None = None  # of a relay
     destination_marks: tuple[Mark, ...] = ()  # as of its farewell, on its own clock
 
 

@@ -238,6 +238,24 @@ class HostSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkFigures:
+    """What a relay has done for the memory stream so far; forward, from source to destination."""
+
+    payload_bytes: int  # QEMU's
+    wire_bytes: int  # with TLS and all that was sent again, without TCP's headers
+    unsent_bytes: int  # taken from QEMU, and not on the wire yet
+    reconnects: int  # connections that were made in the place of one that broke, both ways
+    stalls: int  # times that nothing was acknowledged for half a second or more
+    stalled_s: float
+    level: int  # of packing; 0: none
+
+    @property
+    def ratio(self) -> float | None:
+        """Return wire bytes a payload byte; None: there were none."""
+        return self.wire_bytes / self.payload_bytes if self.payload_bytes else None
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """News of a job on its way, as a view shows it; what is not known is None."""
 
@@ -250,6 +268,7 @@ class Progress:
     passes: int | None  # walks over dirty RAM, QMP `dirty-sync-count`
     elapsed_s: float  # since the job's start, on the reporter's clock
     text: str | None  # a sentence for people
+    link: LinkFigures | None = None  # None: nothing of ours is between the QEMUs
 
 
 class Side(StrEnum):

@@ -1,6 +1,5 @@
 """Guests that move by the relay while the wire between the hosts breaks: nobody but us notices."""
 
-import re
 import threading
 from collections.abc import Callable
 
@@ -61,9 +60,9 @@ def test_a_wire_that_breaks_in_the_copy_does_not_end_it(
     assert moved.code == 0, moved.error
     assert moved.result["transport"] == transport
     assert moved.result["plaintext"] is False
-    made = [int(count) for count in re.findall(r"(\d+) reconnects", faulty.logs())]
-    assert len(made) == 2, faulty.logs()
-    assert min(made) >= reconnects
+    link = moved.result["link"]
+    assert link["reconnects"] >= reconnects, link
+    assert link["payload_bytes"] >= moved.result["qemu"]["transferred_bytes"] * 0.9, link
     faulty.await_end(struck.job)
     copies = faulty.site.copies("tiny1")
     assert [(copy.host, copy.state) for copy in copies] == [("beta", "running")]

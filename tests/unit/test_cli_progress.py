@@ -93,6 +93,7 @@ def test_a_program_gets_every_event_with_null_for_what_is_not_known() -> None:
         "passes": None,
         "elapsed_s": 0.0,
         "text": None,
+        "link": None,
     }
 
 

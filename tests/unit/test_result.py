@@ -16,8 +16,9 @@ from qmigrate.core.job import (
     Mode,
     Outcome,
     QemuFigures,
+    Transport,
 )
-from qmigrate.core.model import Finding, RunState, Severity
+from qmigrate.core.model import Finding, LinkFigures, RunState, Severity
 
 MARKS = tuple(
     Mark(name, at_s)
@@ -86,6 +87,7 @@ GOLDEN = """{
  "outage": null,
  "qemu": {"total_ms": 600, "setup_ms": 1, "downtime_ms": 21, "passes": 3,
           "transferred_bytes": 70000000, "mbps": 940.5},
+ "link": null,
  "costs": {"pause_ms": 1.0, "qemu_ms": 20.0, "go_ms": 2.0},
  "phases": [
   {"name": "connect", "start_s": 0.0, "duration_s": 1.0},
@@ -126,6 +128,23 @@ def test_what_was_never_heard_is_null_and_never_zero() -> None:
     assert set(told["qemu"].values()) == {None}
     assert set(told["costs"].values()) == {None}
     assert [phase["name"] for phase in told["phases"]] == ["connect", "preflight"]
+
+
+def test_a_relay_is_told_with_its_figures_and_not_as_plain_text() -> None:
+    link = LinkFigures(1000, 400, 0, reconnects=1, stalls=2, stalled_s=1.5, level=1)
+    moved = replace(RESULT, transport=Transport.RELAY_ZSTD, report=replace(REPORT, link=link))
+    told = document(moved)
+    assert (told["transport"], told["plaintext"]) == ("relay+zstd", False)
+    assert told["link"] == {
+        "payload_bytes": 1000,
+        "wire_bytes": 400,
+        "unsent_bytes": 0,
+        "reconnects": 1,
+        "stalls": 2,
+        "stalled_s": 1.5,
+        "level": 1,
+        "ratio": 0.4,
+    }
 
 
 def test_an_error_is_told_with_all_that_a_reader_needs() -> None:
