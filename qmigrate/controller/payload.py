@@ -9,6 +9,7 @@ import hashlib
 import io
 import os
 import tempfile
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -51,10 +52,13 @@ LEFT_OUT = (
     "trio/testing/",
 )
 COMPILED = (".so", ".pyd", ".dylib", ".a", ".o")
+KEPT = 4  # in the controller's cache: two versions used in turn would build each other's anew
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest time that a zip can hold
 # python3 first: new enough on most hosts, and every further question costs an interpreter's start
 # (0.1 s each where pyenv has its shims).
 PYTHONS = ("python3", "python3.14", "python3.13", "python3.12", "python3.11")
+
+_loading = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +154,13 @@ def load_payload() -> Payload:
     """Return the payload, built only if it is not in the controller's cache.
 
     Blocks for 10 ms, or half a second to build. A cache that cannot be used costs time only.
+    Of several threads, a host each, one builds and the others find it.
     """
+    with _loading:
+        return _load_payload()
+
+
+def _load_payload() -> Payload:
     try:
         key, cache = _key(), _cache()
     except PackageNotFoundError:
@@ -173,11 +183,19 @@ def load_payload() -> Payload:
 
 def _store(payload: Payload, cache: Path, key: str) -> None:
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for old in cache.glob("*.zip"):
-        old.unlink(missing_ok=True)
     with tempfile.NamedTemporaryFile(dir=cache, suffix=".new", delete=False) as file:
         file.write(payload.data)
     Path(file.name).rename(cache / f"{key}-{payload.sha}.zip")
+    by_age = sorted(cache.glob("*.zip"), key=_age, reverse=True)
+    for old in by_age[KEPT:]:
+        old.unlink(missing_ok=True)
+
+
+def _age(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0  # another process has just removed it
 
 
 # Finds a python that is new enough and runs stage 0 in it, as root. No newline, no single quote and

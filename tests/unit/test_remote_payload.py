@@ -1,10 +1,12 @@
 """The pushed agent: reproducible, pure Python, whole, and started by words any shell can carry."""
 
+import hashlib
 import io
 import shlex
 import shutil
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import Distribution, PackagePath
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 
 from qmigrate.controller import payload as payload_module
 from qmigrate.controller.payload import (
+    KEPT,
     Payload,
     build_payload,
     load_payload,
@@ -143,7 +146,49 @@ def test_another_version_of_a_part_makes_another_payload(
 ) -> None:
     monkeypatch.setattr(payload_module, "version", lambda name: f"of {name}")
     assert load_payload().sha != built.sha
-    assert len(list(cache.iterdir())) == 1
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_versions_in_use_by_turns_build_nothing_anew_and_old_ones_go(
+    cache: Path, built: Payload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builds: list[str] = []
+
+    def build(number: int) -> Payload:
+        builds.append(str(number))
+        data = f"{number}".encode()
+        return Payload(hashlib.sha256(data).hexdigest(), data)
+
+    def use(number: int) -> None:
+        monkeypatch.setattr(payload_module, "_key", lambda: f"key{number}")
+        monkeypatch.setattr(payload_module, "build_payload", lambda: build(number))
+        assert load_payload().data == f"{number}".encode()
+
+    for number in (0, 1, 0, 1, 0):
+        use(number)
+    assert builds == ["0", "1"]
+    for number in range(2, 9):
+        use(number)
+    assert len(list(cache.iterdir())) == KEPT
+    use(8)
+    assert builds == [str(number) for number in range(9)]
+
+
+def test_of_several_threads_one_builds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built: Payload
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    builds: list[None] = []
+
+    def build() -> Payload:
+        builds.append(None)
+        return built
+
+    monkeypatch.setattr(payload_module, "build_payload", build)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: load_payload(), range(8)))
+    assert found == [built] * 8
+    assert len(builds) == 1
 
 
 def test_a_cache_that_cannot_be_written_costs_time_only(
