@@ -99,8 +99,13 @@ class Pumps:
             return
         wire.break_off()  # before its chunks are anybody else's: nothing of them may go out now
         if wire is not slot.using:
-            self._close(slot, wire)
+            wire.close()
         slot.wire = None
+        counted = self._traffic.count  # now, though it may be in the middle of a last chunk
+        if slot.sends:
+            counted.wire_sent += wire.wire_bytes
+        else:
+            counted.wire_received += wire.wire_bytes
         if slot.sends:
             for stream in self._traffic.streams.values():
                 stream.out.lose(carrier)
@@ -198,14 +203,7 @@ class Pumps:
         self.broken(slot, wire)
         with self._traffic.lock:
             slot.using = None
-            self._close(slot, wire)
-
-    def _close(self, slot: Slot, wire: Wire) -> None:
-        wire.close()
-        if slot.sends:
-            self._traffic.count.wire_sent += wire.wire_bytes
-        else:
-            self._traffic.count.wire_received += wire.wire_bytes
+            wire.close()
 
     @contextlib.contextmanager
     def _held(self, slot: Slot, wire: Wire) -> Iterator[None]:

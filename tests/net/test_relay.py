@@ -148,3 +148,18 @@ async def test_a_budget_holds_and_may_be_lifted_while_it_runs() -> None:
                 ends.a.set_limit(None)
 
             await _moved(ends, payload, lift)
+
+
+async def test_bytes_on_wires_that_are_gone_are_counted_still() -> None:
+    payload = os.urandom(SOME)
+    with trio.fail_after(DEADLINE_S):
+        async with relayed() as ends:
+
+            async def cut() -> None:
+                await _until_sent(ends, SOME // 2)
+                ends.wire.cut()
+
+            await _moved(ends, payload, cut)
+            assert ends.a.figures().wire_sent_bytes > SOME
+            assert ends.b.figures().wire_received_bytes > SOME
+            assert ends.a.figures().ratio == pytest.approx(1.0, abs=0.9)
