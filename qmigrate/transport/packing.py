@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from qmigrate.core.errors import ProtocolError
-from qmigrate.transport.rate import OFF, WORTH, ZLIB_LADDER, ZSTD_LADDER, Rung
+from qmigrate.transport.rate import OFF, TRIAL_PARTS, WORTH, ZLIB_LADDER, ZSTD_LADDER, Rung
 from qmigrate.transport.records import UNPACKED, Coding, unpacked_length_untrusted
 
 
@@ -130,32 +130,28 @@ def unpack_untrusted(coding: Coding, payload: memoryview) -> memoryview:
     return memoryview(data)
 
 
-class Trial:
-    """What every rung of a codec's ladder would make of a chunk, by the clock that is told."""
+def try_rungs(
+    packer: Packer, ladder: tuple[int, ...], data: memoryview, clock: Callable[[], float]
+) -> tuple[Rung, ...]:
+    """Return what every rung of a codec's ladder makes of `data`, by the clock that is told.
 
-    def __init__(self, packer: Packer, ladder: tuple[int, ...], clock: Callable[[], float]) -> None:
-        self._packer = packer
-        self._clock = clock
-        self._wire = {level: 0 for level in ladder if level != OFF}
-        self._spent_s = dict.fromkeys(self._wire, 0.0)
-        self._payload = 0
-
-    def add(self, data: memoryview) -> None:
-        """Pack one chunk at every level."""
-        self._payload += len(data)
-        for level in self._wire:
-            began_s = self._clock()
-            packed = self._packer.pack(data, level)
-            self._spent_s[level] += self._clock() - began_s
-            self._wire[level] += len(data if packed is None else packed)
-
-    def rungs(self) -> tuple[Rung, ...]:
-        """Return what was learned."""
-        return tuple(
-            Rung(
-                level,
-                self._wire[level] / self._payload,
-                self._payload / max(self._spent_s[level], 1e-9),
-            )
-            for level in self._wire
-        )
+    A part at a time: the first is not counted, since it pays for the compressor's tables, and of
+    the others the fastest counts. Other work must not make a rung look slow that was never used;
+    once it is used, what it really does is known.
+    """
+    size = max(1, len(data) // TRIAL_PARTS)
+    parts = [data[at : at + size] for at in range(0, len(data), size)]
+    rungs = []
+    for level in ladder:
+        if level == OFF:
+            continue
+        wire_bytes, fastest_bps = 0, 0.0
+        for number, part in enumerate(parts):
+            began_s = clock()
+            packed = packer.pack(part, level)
+            spent_s = max(clock() - began_s, 1e-9)
+            wire_bytes += len(part if packed is None else packed)
+            if number or len(parts) == 1:
+                fastest_bps = max(fastest_bps, len(part) / spent_s)
+        rungs.append(Rung(level, wire_bytes / len(data), fastest_bps))
+    return tuple(rungs)

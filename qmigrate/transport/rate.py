@@ -17,7 +17,9 @@ WORTH = 0.97  # a chunk that stays longer than this share is sent as it is
 LIMITING = 0.5  # share of the writers' time in send(): above, the link limits
 IDLE = 0.1  # and below this one it has room
 SPAN_S = 0.2  # of one measurement: 100 chunks of 256 KiB at 1 Gbit/s
-TRIAL_PAUSE_S = 5.0  # between trials of the other rungs; memory changes its nature as the walk goes
+# Between trials of all rungs on one chunk, some 4 ms: memory changes its nature as the walk goes.
+TRIAL_PAUSE_S = 2.0
+TRIAL_PARTS = 4
 LINK_GROWTH = 1.05  # a span: what an idle link is believed to take grows until it is tried again
 
 UNSENT_S = 0.005  # bytes accepted and not yet sent add their sending time to the blackout

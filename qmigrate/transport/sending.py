@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 
-from qmigrate.transport.packing import Codec, Packer, Trial
+from qmigrate.transport.packing import Codec, Packer, try_rungs
 from qmigrate.transport.rate import OFF, SPAN_S, Span, chunk_bytes, unsent_bytes
 from qmigrate.transport.records import (
     HEADER_BYTES,
@@ -150,11 +150,16 @@ class Sender:
             wanted = packer is not None and self._traffic.ladder.wants_trial(now_s)
             if wanted:  # by us: nobody else begins one meanwhile
                 self._traffic.ladder = self._traffic.ladder.tried(self._traffic.ladder.rungs, now_s)
-        if wanted and packer is not None and self._codec is not None and chunk.length:
-            trial = Trial(packer, self._codec.ladder, time.monotonic)
-            trial.add(chunk.record[HEADER_BYTES:])
+        if (
+            wanted
+            and packer is not None
+            and self._codec is not None
+            and chunk.length >= PACK_LEAST_BYTES
+        ):
+            data = chunk.record[HEADER_BYTES:]
+            rungs = try_rungs(packer, self._codec.ladder, data, time.monotonic)
             with self._traffic.lock:
-                self._traffic.ladder = self._traffic.ladder.tried(trial.rungs(), now_s)
+                self._traffic.ladder = self._traffic.ladder.tried(rungs, now_s)
 
     def _close_span(self, now_s: float) -> None:
         counted = self._traffic.count
