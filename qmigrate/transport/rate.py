@@ -38,11 +38,11 @@ def unsent_bytes(link_bps: float | None) -> int:
     return int(min(UNSENT_MOST_BYTES, max(UNSENT_LEAST_BYTES, link_bps * UNSENT_S)))
 
 
-def chunk_bytes(link_bps: float | None) -> int:
+def chunk_bytes(payload_bps: float | None) -> int:
     """Return how much to take from QEMU at a time: what is in hand waits as well."""
-    if link_bps is None:
+    if payload_bps is None:
         return CHUNK_BYTES
-    return int(min(CHUNK_BYTES, max(CHUNK_LEAST_BYTES, link_bps * CHUNK_S)))
+    return int(min(CHUNK_BYTES, max(CHUNK_LEAST_BYTES, payload_bps * CHUNK_S)))
 
 
 @dataclass(slots=True)
@@ -107,6 +107,14 @@ class Ladder:
     rungs: tuple[Rung, ...] = field(default=())
     tried_s: float = -math.inf
     why: str = "the link has not been the limit yet"
+
+    @property
+    def payload_bps(self) -> float | None:
+        """Return what goes in where the link takes all that comes out; None: not known."""
+        if self.link_bps is None:
+            return None
+        ratio = next((rung.ratio for rung in self.rungs if rung.level == self.level), 1.0)
+        return self.link_bps / ratio
 
     def wants_trial(self, now_s: float) -> bool:
         """Tell if the rungs should be tried on the next chunks: the link limits, or did."""

@@ -93,7 +93,7 @@ class Sender:
         return None
 
     def _receive_local(self, stream: Stream, slot: Slot, carrier: int) -> Chunk | None:
-        room = min(stream.out.room_bytes, chunk_bytes(self._traffic.ladder.link_bps))
+        room = min(stream.out.room_bytes, chunk_bytes(self._traffic.ladder.payload_bps))
         buffer = self._spare = self._spare or self._traffic.buffer(BUFFER_BYTES)
         view = buffer[HEADER_BYTES : HEADER_BYTES + room]
         try:

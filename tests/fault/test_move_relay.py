@@ -69,3 +69,23 @@ def test_a_wire_that_breaks_in_the_copy_does_not_end_it(
     assert faulty.site.memory("tiny1", before=faulty.before).problem == ""
     faulty.assert_never_two()
     assert faulty.site.leftovers("tiny1") == []
+
+
+def test_a_wire_that_does_not_come_back_leaves_the_guest_where_it_was(faulty: Faulty) -> None:
+    faulty.site.start(faulty.site.slow("tiny1", *traced()))
+    faulty.before = faulty.site.await_life("tiny1")
+    words = (*SLOWLY, "--transport", "relay", *_with_ports(faulty))
+    struck = faulty.begin("tiny1", *words, points=["source:after migrate:stop"])
+    held = struck.hold("source", "after migrate")
+    faulty.site.lab.cut("beta")
+    try:
+        held.release()
+        assert struck.finish().code == 5
+        faulty.await_end(struck.job)  # beta has given up by itself: nobody could tell it
+    finally:
+        faulty.site.lab.mend("beta")
+    copies = faulty.site.copies("tiny1")
+    assert [(copy.host, copy.state) for copy in copies] == [("alpha", "running")]
+    assert faulty.site.memory("tiny1", before=faulty.before).problem == ""
+    faulty.assert_never_two()
+    assert faulty.site.leftovers("tiny1") == []

@@ -11,6 +11,7 @@ import trio
 from qmigrate.core.model import Address, Side
 from qmigrate.transport.endpoint import Endpoint
 from qmigrate.transport.link import Link
+from qmigrate.transport.packing import FEATURES
 from qmigrate.transport.relay import Relay, RelaySpec, open_relay
 from tests.support.link_pair import (
     DEADLINE_S,
@@ -145,7 +146,10 @@ async def relayed(*, other: RelaySpec | None = None, **changes: object) -> Async
     spec = replace(RelaySpec("ram", Side.SOURCE), **changes)  # type: ignore[arg-type]
     with bare_errors():
         async with (
-            endpoints(source_spec(), destination_spec()) as (source, destination),
+            endpoints(source_spec(features=FEATURES), destination_spec(features=FEATURES)) as (
+                source,
+                destination,
+            ),
             cable(destination.addresses[0]) as wire,
             trio.open_nursery() as nursery,
         ):
