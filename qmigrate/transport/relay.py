@@ -16,8 +16,8 @@ QEMU's sockets are shut and the relay has failed.
 
 import math
 import os
-import sys
 import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
