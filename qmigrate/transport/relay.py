@@ -43,9 +43,9 @@ REDIAL_FIRST_S = 0.05  # after an attempt that failed; the first is made at once
 REDIAL_MOST_S = 1.0
 LIVED_S = 2.0  # a wire that lasted so long says that the way is good: the next is dialled at once
 DELIVERY_BUFFER_BYTES = 1 << 20  # in front of a reading QEMU: those bytes have crossed the wire
-# For how long a thread of ours may keep others waiting for the interpreter. Python's 5 ms are felt
-# in every hop of the switchover: the blackout was 8 ms longer than over a plain socket, and 3 with
-# this (medians of 12 each).
+# For how long a thread of ours may keep others waiting for the interpreter. Python's 5 ms may be
+# felt in every hop of the switchover: the blackout was 7.6 ms longer than over a plain socket, and
+# 3.4 with this (medians of 12 moves; one block after the other, the second on a quieter machine).
 SWITCH_S = 0.0005
 MAIN = 0
 
