@@ -329,6 +329,9 @@ class DestinationAgent(JobAgent):
                     void = ReleaseTunnels(self.tag, keep=self.spec.network.tunnels)
                     self.left += await release(self.rtnl, void, self.spec.host)
                 await self.send(peer.Farewell(self.left, tuple(self.marks)))
+                # Closed by us it would be reset, and words still under way with it.
+                with trio.move_on_after(self.spec.patience.farewell_s):
+                    await self.linking.wait_unlinked()
                 self.over.set()
             case _:
                 raise HostError(f"a destination cannot {effect}")

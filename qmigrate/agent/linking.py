@@ -117,6 +117,11 @@ class Linking:
         """Return when there is a direct link: memory travels beside no other."""
         await self._linked.wait()
 
+    async def wait_unlinked(self) -> None:
+        """Return when there is no direct link, or none any more."""
+        if self.direct is not None:
+            await self._unlinked.wait()
+
     async def send(self, message: peer.Message) -> bool:
         """Send a message if there is a link; whoever waits for an answer has a deadline."""
         link = self.link
