@@ -153,6 +153,7 @@ class Direct:
     """A direct link that says nothing until it is cut."""
 
     generation = type("Generation", (), {"incarnation": 1, "count": 1})
+    peer = type("Peer", (), {"boot_id": "the-peer-s-boot"})
 
     def __init__(self) -> None:
         self.cut = trio.Event()
