@@ -18,6 +18,7 @@ from tests.support.takeover import assert_ended_on, kill_both, start
 pytestmark = [pytest.mark.fault, pytest.mark.qemu, pytest.mark.net]
 
 NAME = "tiny1"
+DAILY = frozenset(("before send-go-beta", "True"))  # of the tables, what an ordinary run takes
 BEFORE_AWAY = "source:before record away:stop"
 AFTER_AWAY = "source:before send-go:stop"
 
@@ -86,6 +87,7 @@ def test_agents_and_guardians_of_both_sides_killed(faulty: Faulty, moment: str, 
     assert_resolved(faulty, struck, on, resolve(faulty))
 
 
+@pytest.mark.long
 def test_no_job_anywhere_and_both_copies_stand_still(faulty: Faulty) -> None:
     start_with_disk(faulty)
     struck = strike(faulty, "before send-go")
@@ -101,6 +103,7 @@ def test_no_job_anywhere_and_both_copies_stand_still(faulty: Faulty) -> None:
     assert_resolved(faulty, struck, "alpha", resolve(faulty, "--resume-source-anyway"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("lost", "side", "moment", "on"),
     [
@@ -121,6 +124,7 @@ def test_a_journal_is_lost_on_one_side(
     assert_resolved(faulty, struck, on, resolve(faulty))
 
 
+@pytest.mark.long
 def test_the_sources_journal_is_lost_and_nobody_knows_whether_it_ran(faulty: Faulty) -> None:
     start(faulty)
     struck = strike(faulty, "before send-go")
@@ -132,6 +136,7 @@ def test_the_sources_journal_is_lost_and_nobody_knows_whether_it_ran(faulty: Fau
     assert_resolved(faulty, struck, "alpha", resolve(faulty, "--resume-source-anyway"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("disk", [False, True])
 def test_the_source_was_rebooted(faulty: Faulty, disk: bool) -> None:
     if disk:
@@ -154,6 +159,7 @@ def test_the_source_was_rebooted(faulty: Faulty, disk: bool) -> None:
     assert_resolved(faulty, struck, "beta", told)
 
 
+@pytest.mark.long
 def test_the_source_is_dead_and_it_runs_on_the_destination(faulty: Faulty) -> None:
     start(faulty)
     struck = strike(faulty, "before record proved")
@@ -185,6 +191,7 @@ def test_the_destination_was_rebooted_after_go(faulty: Faulty, disk: bool) -> No
     assert_resolved(faulty, struck, "alpha", told)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("disk", [False, True])
 def test_the_destination_is_unreachable(faulty: Faulty, disk: bool) -> None:
     if disk:
@@ -242,6 +249,7 @@ def test_somebody_typed_cont_and_it_runs_twice(faulty: Faulty) -> None:
     assert faulty.site.leftovers(NAME) == []
 
 
+@pytest.mark.long
 def test_somebody_typed_cont_at_a_destination_that_nobody_had_told(faulty: Faulty) -> None:
     start_with_side_door(faulty)
     struck = strike(faulty, "before send-go")
@@ -271,6 +279,7 @@ def test_an_image_is_locked_by_a_third(faulty: Faulty) -> None:
     assert_resolved(faulty, struck, "alpha", resolve(faulty))
 
 
+@pytest.mark.long
 def test_two_jobs_have_left_things(faulty: Faulty) -> None:
     start_with_disk(faulty)
     old = strike(faulty, "at prepare")
@@ -290,6 +299,7 @@ def test_two_jobs_have_left_things(faulty: Faulty) -> None:
     assert_resolved(faulty, struck, "beta", told)
 
 
+@pytest.mark.long
 def test_two_people_resolve_at_once(faulty: Faulty) -> None:
     start(faulty)
     struck = strike(faulty, "before send-go")
