@@ -343,6 +343,22 @@ TABLE: dict[str, Row] = {
         NOTHING,
         (Forget("alpha", JOB),),
     ),
+    "what a journal of another boot speaks of has gone: the source's": (
+        (
+            alpha(source(R.AWAY, boot_id="older", qemu_here=False)),
+            beta(destination(D.RUNNING), held(TWIN)),
+        ),
+        NOTHING,
+        (OVER,),
+    ),
+    "what a journal of another boot speaks of has gone: the destination's": (
+        (
+            alpha(source(S.AWAY, **SHARED), held(OWN)),
+            beta(destination(R.GO, boot_id="older", qemu_here=False)),
+        ),
+        NOTHING,
+        (Ends.UNKNOWN, ANYWAY),
+    ),
     "another QEMU in the place of the job's, and it does not run": (
         (alpha(source(R.AWAY, qemu_here=False), STRAY), beta()),
         NOTHING,
