@@ -97,6 +97,7 @@ def choose(
                 why_not = _why_not(ours, theirs, kind, family)
                 against.append(f"{kind} over IPv{family}: {who} cannot: {why_not}")
                 continue
+            against += _dearer(ours, theirs, kind, family) if not backend_wanted else ()
             for pair in dict.fromkeys(((here[0], there[0]), (here[-1], there[-1]))):
                 fits = fit(
                     kind,
@@ -128,7 +129,13 @@ def choose(
     words = "; ".join((said, *costs, best.fit.cost))
     why = f"{best.kind} over IPv{best.path.local.version}: {words}"
     return Choice(
-        best.kind, best.backend, best.their_backend, best.path, best.fit, why, tuple(against)
+        best.kind,
+        best.backend,
+        best.their_backend,
+        best.path,
+        best.fit,
+        why,
+        tuple(dict.fromkeys(against)),
     )
 
 
@@ -136,6 +143,20 @@ def _able(side: tuple[Ability, ...], kind: str, family: int, wanted: str) -> tup
     """Return by which backends, the cheapest first; the one that is wanted, or all."""
     able = {a.backend for a in side if (a.kind, a.family, a.why_not) == (kind, family, None)}
     return tuple(each for each in BACKENDS if each in able and wanted in ("", each))
+
+
+def _dearer(
+    ours: tuple[Ability, ...], theirs: tuple[Ability, ...], kind: str, family: int
+) -> list[str]:
+    """Say why a host cannot carry it by what would cost less than what it can."""
+    return [
+        f"{kind} ({each.backend}) over IPv{family}: {who} cannot: {each.why_not}"
+        for who, side in (("this host", ours), ("the other host", theirs))
+        for each in side
+        if (each.kind, each.family) == (kind, family)
+        and each.why_not is not None
+        and BACKENDS.index(each.backend) < BACKENDS.index(_able(side, kind, family, "")[0])
+    ]
 
 
 def _ends(choice: Choice) -> tuple[str, str]:

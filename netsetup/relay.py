@@ -24,7 +24,7 @@ from errno import EADDRINUSE, EAGAIN, ENETDOWN
 from netsetup.bpf_load import SOCKET_FILTER, loaded
 from netsetup.errors import HostError, RefusedError
 from netsetup.mtu import ETHERNET_BYTES, VLAN_TAG_BYTES
-from netsetup.relay_filter import too_big_program
+from netsetup.relay_filter import finish_checksum, too_big_program
 from netsetup.wire import TTL, Fate, Wire, of_one_wire
 
 BATCH = 64  # frames of one direction before the other has its turn
@@ -37,6 +37,7 @@ _SOL_PACKET, _AUXDATA, _IGNORE_OUTGOING = 263, 8, 23
 # struct tpacket_auxdata: status, length, captured; header's place; tag, its protocol
 _AUX = struct.Struct("=IIIHHHH")
 _HAS_TAG = 0x10  # TP_STATUS_VLAN_VALID
+_SUM_NOT_READY = 0x08  # TP_STATUS_CSUMNOTREADY: left to a card, of a port that has offloads
 _ATTACH_BPF, _RCVBUFFORCE, _SNDBUFFORCE = 50, 33, 32
 _MTU_DISCOVER = {4: (socket.IPPROTO_IP, 10), 6: (socket.IPPROTO_IPV6, 23)}
 _PMTUDISC_DONT = 0  # the kernel cuts what does not fit
@@ -68,51 +69,64 @@ def arguments(spec: RelaySpec) -> list[str]:
     return words + ([] if spec.longer_than is None else ["--longer-than", str(spec.longer_than)])
 
 
-class Relay:
-    """Sockets of one relay, open; raises `RefusedError`, `HostError` if there is one already."""
+@dataclass(frozen=True, slots=True)
+class RelaySockets:
+    """What a relay holds: the port's inner end, the wire, who asks it, and word of interfaces."""
 
-    def __init__(self, spec: RelaySpec) -> None:
+    inner: socket.socket
+    outer: socket.socket
+    control: socket.socket
+    links: socket.socket
+
+
+def open_sockets(spec: RelaySpec) -> RelaySockets:
+    """Open them; raise `RefusedError`, or `HostError` if the tunnel has a relay already."""
+    try:
+        # In this order: who has the name is the relay, and misses nothing from then on.
+        control, links = _listen(spec.tunnel), _link_events()
+        return RelaySockets(_inner_socket(spec), _outer_socket(spec.wire), control, links)
+    except OSError as exc:
+        raise RefusedError(f"carry frames of {spec.interface}", exc.errno or 0) from exc
+
+
+class Relay:
+    """Frames of one tunnel, carried until its interface goes."""
+
+    def __init__(self, spec: RelaySpec, sockets: RelaySockets) -> None:
         self._spec = spec
+        self._inner, self._outer = sockets.inner, sockets.outer
+        self._control, self._links = sockets.control, sockets.links
         self._counted: dict[str, Counter[Fate]] = {"out": Counter(), "in": Counter()}
         self._octets: Counter[str] = Counter()
-        try:
-            self._index = socket.if_nametoindex(spec.interface)
-            self._control = _listen(spec.tunnel)
-            self._links = _link_events()
-            self._inner = _inner_socket(spec)
-            self._outer = _outer_socket(spec.wire)
-        except OSError as exc:
-            raise RefusedError(f"carry frames of {spec.interface}", exc.errno or 0) from exc
-
-    def carry(self) -> None:
-        """Carry frames until the interface has gone."""
-        handlers = {
-            self._inner: self._send,
-            self._outer: self._receive,
-            self._control: self._answer,
-        }
-        poll = select.epoll()
-        by_descriptor = {wire.fileno(): work for wire, work in handlers.items()}
-        for descriptor in (*by_descriptor, self._links.fileno()):
-            poll.register(descriptor, select.EPOLLIN)
-        self._prepare()
-        while True:
-            for descriptor, _ in poll.poll():
-                if descriptor == self._links.fileno():
-                    if self._has_gone():
-                        return
-                else:
-                    by_descriptor[descriptor]()
-
-    def _prepare(self) -> None:
-        shim = self._spec.wire.shim
+        shim = spec.wire.shim
         self._out = bytearray(len(shim) + VLAN_TAG_BYTES + _LONGEST_BYTES)
         self._in = bytearray(_LONGEST_BYTES)
         # A frame is read so that a tag finds room before it, and the shim before that.
         self._out_frame = [memoryview(self._out)[len(shim) + VLAN_TAG_BYTES :]]
         self._out[VLAN_TAG_BYTES : VLAN_TAG_BYTES + len(shim)] = shim
 
-    def _send(self) -> None:
+    def carry(self) -> None:
+        """Carry frames until the interface has gone."""
+        handlers = {
+            self._inner: self.send,
+            self._outer: self.receive,
+            self._control: self._answer,
+        }
+        index = socket.if_nametoindex(self._spec.interface)
+        poll = select.epoll()
+        by_descriptor = {wire.fileno(): work for wire, work in handlers.items()}
+        for descriptor in (*by_descriptor, self._links.fileno()):
+            poll.register(descriptor, select.EPOLLIN)
+        while True:
+            for descriptor, _ in poll.poll():
+                if descriptor == self._links.fileno():
+                    if self._has_gone(index):
+                        return
+                else:
+                    by_descriptor[descriptor]()
+
+    def send(self) -> None:
+        """Send a batch of frames that wait at the inner end."""
         out, view, frame = self._out, memoryview(self._out), self._out_frame
         shim, counted = self._spec.wire.shim, self._counted["out"]
         start = len(shim) + VLAN_TAG_BYTES
@@ -128,7 +142,11 @@ class Relay:
                 counted[Fate.OF_ONE_WIRE] += 1
                 continue
             begin = VLAN_TAG_BYTES
-            if beside and (tag := _tag(beside[0][2])):
+            tag, unsummed = _beside(beside[0][2]) if beside else (b"", False)
+            if unsummed and not finish_checksum(view[start : start + length]):
+                counted[Fate.FAILED] += 1
+                continue
+            if tag:
                 begin = 0
                 out[0 : len(shim)] = shim
                 out[len(shim) : len(shim) + _MACS] = out[start : start + _MACS]
@@ -149,7 +167,8 @@ class Relay:
             if begin == 0:
                 out[VLAN_TAG_BYTES:start] = shim
 
-    def _receive(self) -> None:
+    def receive(self) -> None:
+        """Hand on a batch of frames that wait at the wire."""
         octets, view = self._in, memoryview(self._in)
         wire, counted = self._spec.wire, self._counted["in"]
         accepted, shim_bytes = wire.accepted, len(wire.shim)
@@ -203,20 +222,21 @@ class Relay:
             },
         }
 
-    def _has_gone(self) -> bool:
+    def _has_gone(self, index: int) -> bool:
         with suppress(BlockingIOError):
             while self._links.recv(1 << 16):
                 pass
         try:
-            return socket.if_indextoname(self._index) != self._spec.interface
+            return socket.if_indextoname(index) != self._spec.interface
         except OSError:
             return True
 
 
-def _tag(auxiliary: bytes) -> bytes:
-    """Return the four octets of the tag beside the frame; empty if there is none."""
+def _beside(auxiliary: bytes) -> tuple[bytes, bool]:
+    """Return the four octets of the tag beside the frame, or none; whether its sum is missing."""
     status, _, _, _, _, tag, protocol = _AUX.unpack_from(auxiliary)
-    return struct.pack("!HH", protocol, tag) if status & _HAS_TAG else b""
+    octets = struct.pack("!HH", protocol, tag) if status & _HAS_TAG else b""
+    return octets, bool(status & _SUM_NOT_READY)
 
 
 def _listen(tunnel: str) -> socket.socket:

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address
-from struct import Struct
+from struct import Struct, unpack
 from types import MappingProxyType
 from typing import assert_never
 
@@ -113,7 +113,7 @@ def ipv4_header(wire: Wire, length: int, identification: int, *, fragment: bool)
 
 def checksum(octets: bytes) -> int:
     """Return the Internet checksum (RFC 1071) of an even number of octets."""
-    total = sum(int.from_bytes(octets[at : at + 2], "big") for at in range(0, len(octets), 2))
+    total: int = sum(unpack(f"!{len(octets) // 2}H", octets))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF

@@ -38,11 +38,12 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Carry frames until the interface goes, in a session of its own; 0."""
-    from netsetup.relay import Relay, RelaySpec, run_detached
+    from netsetup.relay import Relay, RelaySpec, open_sockets, run_detached
     from netsetup.wire import Wire
 
     wire = Wire(options.kind, options.local, options.remote, options.key, options.reversed_header)
-    relay = Relay(RelaySpec(options.tunnel, options.interface, wire, options.longer_than))
+    spec = RelaySpec(options.tunnel, options.interface, wire, options.longer_than)
+    relay = Relay(spec, open_sockets(spec))
     if options.foreground:
         relay.carry()
     else:

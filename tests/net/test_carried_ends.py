@@ -2,8 +2,7 @@
 
 import os
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -15,60 +14,18 @@ from netsetup.homes import Home
 from netsetup.mtu import Manner, fit
 from netsetup.relay_process import running
 from netsetup.rtnl import Rtnl
-from netsetup.tunnel_spec import Tunnel, TunnelSpec, mirrored
-from netsetup.tunnels import create, list_tunnels, remove, repair
+from netsetup.tunnel_spec import TunnelSpec, mirrored
+from netsetup.tunnels import list_tunnels, remove, repair
 from netsetup.wire import Fate
-from tests.support.netns import Namespace, eventually, packet_socket
-from tests.support.sites import Sites, addressed, echo, nothing_left, two_sites
+from tests.support.carried import carried, full_frames_pass, make_by, unmake_all
+from tests.support.netns import eventually, packet_socket
+from tests.support.sites import addressed, echo, nothing_left, two_sites
 from tests.support.tunnelled import spec_for
 from tests.support.wire_forms import FORMS, OF_ONE_WIRE, decoded
 
 pytestmark = pytest.mark.net
 
 PAIRS = [("ebpf", "ebpf"), ("ebpf", "relay"), ("relay", "ebpf"), ("relay", "relay")]
-
-
-async def make_by(place: Namespace, spec: TunnelSpec, backend: str | None) -> Tunnel:
-    """Make an end, twice: the second time changes nothing."""
-    with place.entered():
-        async with Rtnl() as rtnl:
-            made = await create(rtnl, spec, backend=backend)
-            assert made.tunnel.problems == ()
-            assert backend in (None, made.tunnel.backend)
-            again = await create(rtnl, spec)
-            assert (again.mended, again.tunnel) == ((), made.tunnel)
-            return made.tunnel
-
-
-async def unmake_all(*places: Namespace) -> None:
-    for place in places:
-        with place.entered():
-            async with Rtnl() as rtnl:
-                for tunnel in await list_tunnels(rtnl):
-                    for tap in tunnel.taps:
-                        place.run("ip", "link", "del", tap)
-                    assert (await remove(rtnl, tunnel.id)).kept is None
-
-
-@asynccontextmanager
-async def carried(spec: TunnelSpec, sites: Sites, pair: tuple[str, str]) -> AsyncIterator[None]:
-    """Both ends; a relay would keep its namespace, so they are taken away whatever happens."""
-    try:
-        for place, end, by in zip(
-            (sites.alpha, sites.beta), (spec, mirrored(spec)), pair, strict=True
-        ):
-            await make_by(place, end, by)
-        yield
-    finally:
-        await unmake_all(sites.alpha, sites.beta)
-
-
-def full_frames_pass(sites: Sites, guest: Namespace) -> None:
-    for place, four, six in ((sites.client, "192.0.2.9", "2001:db8::9"), (guest, "192.0.2.1", "")):
-        assert echo(place, four) == "ok"
-        assert echo(place, four, 1472) == "ok"
-        if six:
-            assert echo(place, six, 1452) == "ok"
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
@@ -314,6 +271,30 @@ async def test_a_relay_that_died_is_missed_and_started_again() -> None:
             await eventually(lambda: running(spec.id) is None, "the relay's end with its tunnel")
         finally:
             await unmake_all(sites.alpha)
+
+
+@pytest.mark.parametrize("pair", [("ebpf", "ebpf"), ("relay", "relay")], ids="-".join)
+@pytest.mark.parametrize("kind", ["etherip", "gretap"])
+async def test_a_full_datagram_whose_sum_was_left_to_the_card_arrives(
+    kind: str, pair: tuple[str, str]
+) -> None:
+    spec = spec_for(kind, 4, 1500)
+    with two_sites(1500) as sites:
+        async with carried(spec, sites, pair):
+            guest = sites.guest(sites.beta, mirrored(spec).bridge)
+            for family, address, size in (
+                (socket.AF_INET, "192.0.2.9", 1472),
+                (socket.AF_INET6, "2001:db8::9", 1452),
+            ):
+                assert echo(sites.client, address) == "ok"
+                with guest.entered():
+                    ear = socket.socket(family, socket.SOCK_DGRAM)
+                with ear, sites.client.entered(), socket.socket(family, socket.SOCK_DGRAM) as mouth:
+                    ear.settimeout(2)
+                    ear.bind((address, 7))
+                    for octets in (os.urandom(size), os.urandom(size - 1)):
+                        mouth.sendto(octets, (address, 7))
+                        assert ear.recv(65536) == octets
 
 
 def words_of(pid: int) -> list[str]:

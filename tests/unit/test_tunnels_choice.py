@@ -29,6 +29,7 @@ def paths(words: str) -> tuple[Path, ...]:
     return tuple(found)
 
 
+CARRIED = "gretap4/ebpf etherip4/ebpf gretap4/relay gretap6/relay etherip4/relay etherip6/relay"
 ALL = "vxlan4 vxlan6 gretap4 gretap6"
 
 
@@ -45,6 +46,11 @@ ALL = "vxlan4 vxlan6 gretap4 gretap6"
         (ALL, "gretap4", "4=1500", "gretap", 4, Manner.FRAGMENTS),
         (ALL, ALL, "4", "vxlan", 4, Manner.FRAGMENTS),  # nobody measured
         ("etherip4/ebpf", "etherip4/relay etherip4/ebpf", "4=1500", "etherip", 4, Manner.FRAGMENTS),
+        (CARRIED, CARRIED, "4=1500", "gretap", 4, Manner.FRAGMENTS),  # segments stay whole in it
+        (CARRIED, CARRIED, "4=1537", "etherip", 4, Manner.WHOLE),
+        (CARRIED, CARRIED, "6=9000 4=1500", "gretap", 4, Manner.FRAGMENTS),  # rather than a process
+        (CARRIED, CARRIED, "6=1500", "gretap", 6, Manner.FRAGMENTS),  # a process cuts its own
+        (f"{ALL} {CARRIED}", f"vxlan4 {CARRIED}", "4=1500", "vxlan", 4, Manner.FRAGMENTS),
     ],
 )
 def test_auto_takes_what_both_can_and_the_path_carries_best(
@@ -96,3 +102,21 @@ def test_what_was_passed_over_says_why() -> None:
         "vxlan over IPv6: the other address comes first",
         f"gretap over IPv6: as good, but of vxlan: {found.why.split(': ')[1].split('; ')[0]}",
     )
+
+
+def test_who_carries_it_can_be_asked_for_and_what_it_costs_is_said() -> None:
+    able = abilities(CARRIED)
+    for wanted, backend, words in (
+        ("etherip", "ebpf", "programs in the kernel carry it"),
+        ("etherip/relay", "relay", "a process copies every frame"),
+    ):
+        found = choose(able, able, paths("4=9000"), mtu_bytes=1500, wanted=wanted)
+        assert (found.kind, found.backend, found.their_backend) == ("etherip", backend, backend)
+        assert words in found.why
+    found = choose(able, abilities("etherip4/relay"), paths("4=9000"), mtu_bytes=1500)
+    assert (found.kind, found.backend, found.their_backend) == ("etherip", "ebpf", "relay")
+    assert "a process copies every frame" in found.why
+    with pytest.raises(UsageError, match="etherip/relay"):
+        choose(able, able, paths("4=9000"), mtu_bytes=1500, wanted="etherip/pigeon")
+    with pytest.raises(HostError, match="cannot"):
+        choose(able, able, paths("4=9000"), mtu_bytes=1500, wanted="gretap/kernel")
