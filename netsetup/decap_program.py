@@ -78,10 +78,15 @@ _LONGEST_STEP_BYTES = 0xFFF  # that bpf_skb_adjust_room makes
 
 @dataclass(frozen=True, slots=True)
 class Decapsulation:
-    """The constants of one tunnel's program."""
+    """The constants of one tunnel's program.
+
+    A packet of many segments is handed to the port as come in there. Single frames are sent out of
+    the inner end, so that the port may merge them: it pays where the wire knows single ones only.
+    """
 
     wire: Wire
-    port: int  # the interface that frames are to come in by
+    port: int
+    inner: int
 
 
 def decap_program(tunnel: Decapsulation) -> bytes:
@@ -123,8 +128,9 @@ def _decap(tunnel: Decapsulation) -> Iterator[Line]:
     yield from move_bytes(STORE_BYTES, 0, _SAVED_AT, ETHERNET_BYTES)
     yield add(R7, -inner_at)
     yield from count(Fate.PASSED)
-    yield move(R1, tunnel.port)
-    yield move(R2, INGRESS_FLAG)
+    merged = wire.kind != GRETAP
+    yield move(R1, tunnel.inner if merged else tunnel.port)
+    yield move(R2, 0 if merged else INGRESS_FLAG)
     yield call(REDIRECT)
     yield leave()
     yield "fragment"

@@ -42,7 +42,7 @@ def sent(wire: Wire, frame: bytes) -> bytes:
 
 
 def received(wire: Wire, packet: bytes) -> tuple[Trial, dict[Fate, int]]:
-    return tried(decap_program(Decapsulation(far(wire), 1)), packet)
+    return tried(decap_program(Decapsulation(far(wire), 1, 1)), packet)
 
 
 @pytest.mark.parametrize("form", TRIED)

@@ -54,7 +54,7 @@ def fuzz(times: int, seed: int) -> Counter[str]:
     frames += OF_ONE_WIRE.values()
     for wire in WIRES:
         encap = encap_program(Encapsulation(wire, LIMIT_BYTES, 1, 1, fragment=True))
-        decap = decap_program(Decapsulation(far(wire), 1))
+        decap = decap_program(Decapsulation(far(wire), 1, 1))
         with loaded(encap, "fuzz") as there, loaded(decap, "fuzz") as here:
             for _ in range(times // len(WIRES)):
                 frame = admitted(mutated(chance.choice(frames), chance))
