@@ -87,10 +87,13 @@ async def test_what_this_host_can_is_found_by_trying() -> None:
         before = nothing_left(sites.alpha)
         async with Rtnl() as rtnl:
             able = {
-                (each.kind, version): each.why_not
+                (each.kind, each.backend, version): each.why_not
                 for version in (4, 6)
                 for each in await abilities(rtnl, ALPHA[version], BETA[version])
             }
-        assert able["vxlan", 4] is able["vxlan", 6] is None
-        assert (able["gretap", 4] is None) == KERNEL_HAS_GRETAP
+        assert able["vxlan", "kernel", 4] is able["vxlan", "kernel", 6] is None
+        assert (able["gretap", "kernel", 4] is None) == KERNEL_HAS_GRETAP
+        for kind in ("etherip", "gretap"):
+            assert able[kind, "ebpf", 4] is able[kind, "relay", 4] is able[kind, "relay", 6] is None
+            assert "IPv4 outside only" in str(able[kind, "ebpf", 6])
         assert nothing_left(sites.alpha) == before
