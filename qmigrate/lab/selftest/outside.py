@@ -110,10 +110,12 @@ def paths() -> Iterator[Cell]:
             # The controller reaches both: GO and RUNNING go by way of it.
             SOURCE[P.COMPLETED]: (P.COMPLETED, MOVED),
             DESTINATION[P.GO]: (P.GO, MOVED),
-            # It has moved; whether all is removed there cannot be heard in time.
-            SOURCE[P.FINISH]: (P.FINISH, (Ending(End.DESTINATION, (0, 8)),)),
         },
     )
+    # It has moved, and the source has left: who is still there was not told, and waits to be.
+    finish = (Ending(End.DESTINATION, (0, 8)),)
+    stops = (f"{SOURCE[P.FINISH]}:{A.STOP}",)
+    yield Cell(V.PATH, F.CUT, P.FINISH, finish, stops, S.CUT_PATH, left=True)
     for point, phase, ends, held in (
         (SOURCE[P.COPY], P.COPY, BACK, False),
         (SOURCE[P.PRE_SWITCHOVER], P.PRE_SWITCHOVER, BACK, False),
