@@ -166,8 +166,11 @@ def join_vlan(ip: Any, index: int, vlan: int, bridge: Message) -> None:
         return
     usual = bridge.get(("linkinfo", "data", "br_vlan_default_pvid"))
     if usual and vlan != usual:
-        with suppress(Exception):  # it was never in it, or has been taken out before
+        try:
             ip.vlan_filter("del", index=index, vlan_info={"vid": usual})
+        except Exception as exc:  # it was never in it, or has been taken out before
+            if not isinstance(getattr(exc, "code", None), int):  # pyroute2's NetlinkError
+                raise
     ip.vlan_filter("add", index=index, vlan_info={"vid": vlan, "flags": ["pvid", "untagged"]})
 
 

@@ -6,7 +6,6 @@ import subprocess
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 
 import paramiko
@@ -26,6 +25,7 @@ from qmigrate.core.errors import (
     UnreachableError,
 )
 from qmigrate.core.model import HostSpec, SshClient
+from tests.support.loopback import freezable, serve_loopback
 from tests.support.sshd import Sshd, keygen, running_sshd
 
 pytestmark = pytest.mark.net
@@ -41,9 +41,6 @@ async def said(spec: HostSpec) -> str:
     """Return what `echo` says through a session, to see that a login works."""
     async with open_session(spec) as session, await session.run(["echo", "it's", "$HOME"]) as out:
         return (await read_all(out)).decode()
-
-
-serve_loopback = partial(trio.serve_tcp, port=0, host="127.0.0.1")
 
 
 async def read_all(stream: CommandStream) -> bytes:
@@ -422,21 +419,7 @@ async def test_a_host_that_falls_silent_is_given_up(
     frozen = trio.Event()
 
     async with running_sshd(tmp_path, client=client) as server, trio.open_nursery() as nursery:
-
-        async def copy(source: trio.SocketStream, target: trio.SocketStream) -> None:
-            async for chunk in source:
-                if frozen.is_set():
-                    await trio.sleep_forever()
-                await target.send_all(chunk)
-
-        async def forward(stream: trio.SocketStream) -> None:
-            onward = await trio.open_tcp_stream("127.0.0.1", server.port)
-            async with onward, trio.open_nursery() as both:
-                both.start_soon(copy, stream, onward)
-                both.start_soon(copy, onward, stream)
-
-        (wire,) = await nursery.start(serve_loopback, forward)
-        port = wire.socket.getsockname()[1]
+        port = await freezable(nursery, server.port, frozen)
         server.know("cable")
         server.configure(f"Host far\n HostName 127.0.0.1\n Port {port}\n HostKeyAlias cable")
         async with open_session(server.spec("far")) as session, await session.run(["cat"]) as cat:

@@ -4,7 +4,6 @@ import os
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,11 +16,11 @@ from qmigrate.controller.remote import open_agent
 from qmigrate.controller.session import SshSession, open_session
 from qmigrate.core.errors import HostKeyError, LoginError, NeedsOpensshError, UnreachableError
 from qmigrate.core.model import HostSpec, SshClient
+from tests.support.loopback import freezable, serve_loopback
 from tests.support.sshd import Sshd, keygen, running_sshd
 
 pytestmark = pytest.mark.net
 
-serve_loopback = partial(trio.serve_tcp, port=0, host="127.0.0.1")
 CANCEL_AFTER_S = 1.0  # ssh waits for a key exchange by then
 AUTO, PARAMIKO, OPENSSH = SshClient.AUTO, SshClient.PARAMIKO, SshClient.OPENSSH
 
@@ -232,20 +231,7 @@ async def test_a_host_that_falls_silent_is_given_up_by_ssh_too(
     async with running_sshd(tmp_path, client=OPENSSH) as server, trio.open_nursery() as nursery:
         frozen = trio.Event()
 
-        async def copy(source: trio.SocketStream, target: trio.SocketStream) -> None:
-            async for chunk in source:
-                if frozen.is_set():
-                    await trio.sleep_forever()
-                await target.send_all(chunk)
-
-        async def forward(stream: trio.SocketStream) -> None:
-            onward = await trio.open_tcp_stream("127.0.0.1", server.port)
-            async with onward, trio.open_nursery() as both:
-                both.start_soon(copy, stream, onward)
-                both.start_soon(copy, onward, stream)
-
-        (wire,) = await nursery.start(serve_loopback, forward)
-        port = wire.socket.getsockname()[1]
+        port = await freezable(nursery, server.port, frozen)
         server.know("cable")
         server.configure(f"Host far\n HostName 127.0.0.1\n Port {port}\n HostKeyAlias cable")
         async with open_session(server.spec("far")) as session, await session.run(["cat"]) as cat:
