@@ -36,7 +36,7 @@ def set_apart(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.timeout(0), append=False)  # the first waits for all
 
 
-def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     """Take the place of a marked test's own run, unless this is inside or it is to be skipped."""
     if not item.get_closest_marker(MARK) or uml.is_inside() or uml.why_not():
         return None
@@ -51,6 +51,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     if not any(report.when == "teardown" for report in reports):  # its last
         item.ihook.pytest_runtest_logreport(report=_broken(item, session.stash[_FAILURE]))
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    # The test before kept what it shared with this one, which nobody else would let go of now.
+    session._setupstate.teardown_exact(nextitem)
     return True
 
 
