@@ -8,6 +8,7 @@ pytestmark = [pytest.mark.qemu, pytest.mark.net, pytest.mark.uml]
 NAME = "tiny1"
 
 
+@pytest.mark.long  # the agent at times finds its own last connection to the monitor still served
 def test_a_tiny_guest_moves_with_its_memory_whole(site: Site) -> None:
     site.start(site.tiny(NAME))
     before = site.await_life(NAME)
